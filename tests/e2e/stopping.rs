@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use heddle_proto::registry::v1::ListInstancesRequest;
 use heddle_proto::status::v1::{GetMeshRequest, WatchEventsRequest, mesh::Verdict};
 use heddle_tests::echo::reach;
 use heddle_tests::mesh::Mesh;
@@ -99,6 +100,83 @@ async fn calls_of_a_proxy_that_was_stopped_for_good_are_waited_for() {
     }
     process.exit_cleanly().await;
     mesh.proxy_exits("a").await;
+}
+
+/// The kinds of r1's events, but for its health, the oldest first.
+async fn what_became_of_r1(mesh: &Mesh) -> Vec<String> {
+    let events = mesh.events().await.into_iter();
+    let of_it = events.filter(|event| event.instance == "r1" && !event.kind.contains("healthy"));
+    of_it.map(|event| event.kind).collect()
+}
+
+/// Issue 10, D5: the program and its proxy are stopped at once, as when a node is upgraded. The successor reported the
+/// instance as expired, and `heddle run` said that its registration was unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_stopped_together_with_its_proxy_has_left() {
+    for pause in [0, 20, 100] {
+        let mut mesh = Mesh::builder().nodes(2).start().await;
+        let mut process = short_lived(&mesh, &[]).await;
+        for node in ["a", "b"] {
+            reach(&mesh.channel(node), &["r1"]).await;
+        }
+        let mut old = mesh.give_proxy("a");
+        process.signal("TERM");
+        sleep(Duration::from_millis(pause)).await;
+        old.signal("TERM");
+        mesh.start_proxy("a").await;
+        process.exit_cleanly().await;
+        old.exit_cleanly().await;
+        let said = process.output();
+        let warned = said.contains("unknown") || said.contains("before every client");
+        assert!(!warned, "{said}");
+        until("it has left", async || {
+            let kinds = what_became_of_r1(&mesh).await;
+            seen(
+                kinds == ["instance-joined", "instance-left"],
+                format!("{kinds:?}"),
+            )
+        })
+        .await;
+        mesh.control_has(&[]).await;
+    }
+}
+
+/// Issue 10, D5: a successor that came much later restored the instance, which was unhealthy and then expired.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_left_a_proxy_that_was_stopped_is_not_restored() {
+    for waits_for_the_end in [true, false] {
+        let mut mesh = Mesh::builder().nodes(2).start().await;
+        let mut process = short_lived(&mesh, &[]).await;
+        let mut open = Vec::new();
+        for node in ["a", "b"] {
+            reach(&mesh.channel(node), &["r1"]).await;
+            open.push(OpenStream::start(mesh.channel(node)).await);
+        }
+        let mut old = mesh.give_proxy("a");
+        old.signal("TERM");
+        process.says("registering with its successor").await;
+        for stream in &open {
+            stream.asks_for_an_answer_in(Duration::from_secs(2)).await;
+        }
+        process.signal("TERM");
+        for mut stream in open {
+            stream.is_answered().await;
+            stream.continues().await;
+        }
+        process.exit_cleanly().await;
+        // What it says must not depend on its orderly end.
+        match waits_for_the_end {
+            true => old.exit_cleanly().await,
+            false => old.kill().await,
+        }
+        mesh.start_proxy("a").await;
+        let request = ListInstancesRequest::default();
+        let known = mesh.agent("a").list_instances(request).await.unwrap();
+        assert_eq!(known.into_inner().instances, []);
+        mesh.control_has(&[]).await;
+        let kinds = what_became_of_r1(&mesh).await;
+        assert!(!kinds.contains(&"instance-expired".to_owned()), "{kinds:?}");
+    }
 }
 
 /// Issue 10, D5: the end of the old process is the end of its calls, and nothing waits for the stop timeout.

@@ -18,7 +18,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{
     Agent,
     instance_table::{Refused, View, Views},
-    keep_alive::{EndsItself, KeepAlive, Stop, unknown},
+    keep_alive::{EndsItself, KeepAlive, STOPPING, Stop, unknown},
     key::{InstanceKey, full_name},
     removal::{MAX_WAIT, Remover, USUAL_FINISH},
     removal_log::Cause,
@@ -145,6 +145,12 @@ impl Registry for AgentApi {
             unacknowledged,
         } = retired.acknowledged;
         let in_flight = retired.in_flight.unwrap_or(0);
+        if !acknowledged && in_flight == 0 && self.agent.is_stopping() {
+            // This process has no session any more, so that it cannot ask the clients. The next one can: it knows that
+            // the instance leaves.
+            self.stop.begun.cancelled().await;
+            return Err(Status::unavailable(STOPPING));
+        }
         Ok(Response::new(DeregisterResponse {
             acknowledged,
             unacknowledged,

@@ -104,16 +104,21 @@ impl KeepAlive {
     /// The stream of an instance that belongs to the next process from now on. Nothing is lost for the mesh if it ends.
     async fn follow_drain(mut self, registration: &str) {
         let drained = self.stop.drained.clone();
+        // Also if no call is left and the drain is over at once: the instance has to know that it is no failure.
+        let answer = draining(&self.agent, registration, 0);
+        if self.answers.send(Ok(answer)).await.is_err() {
+            return;
+        }
         let followed = async {
             loop {
-                let answer = draining(&self.agent, registration, 0);
-                if self.answers.send(Ok(answer)).await.is_err() {
-                    return;
-                }
                 match self.next().await {
                     Ok(beat) if beat.leaves => break,
                     Ok(_) => {}
                     Err(_) => return,
+                }
+                let answer = draining(&self.agent, registration, 0);
+                if self.answers.send(Ok(answer)).await.is_err() {
+                    return;
                 }
             }
             let (agent, answers) = (&self.agent, &self.answers);

@@ -11,6 +11,7 @@ pub mod file_instances;
 pub mod health;
 pub mod keep_alive;
 pub mod key;
+pub mod left;
 mod verdict;
 mod reflection_results;
 pub mod served;
@@ -266,6 +267,7 @@ impl Agent {
             self.edit(|table| table.restore(view, Instant::now()));
             self.start(joined);
         }
+        self.restore_left(last.left);
     }
 
     /// The instance gets no new calls from now on. `removal` waits for the acknowledgements and then removes it.

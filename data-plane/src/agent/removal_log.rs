@@ -5,10 +5,11 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
-use super::{instance_table::MAX_INSTANCES, key::InstanceKey};
+use super::{instance_table::MAX_INSTANCES, key::InstanceKey, left::LeftInstance};
 
 /// The most removals that are remembered while the control plane is away; the oldest are dropped first.
 const MAX_GONE: usize = MAX_INSTANCES;
@@ -68,19 +69,30 @@ pub type Causes = BTreeMap<InstanceKey, Option<Cause>>;
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub struct RemovalLog {
-    by_change: BTreeMap<u64, (InstanceKey, Option<Cause>)>,
+    by_change: BTreeMap<u64, LeftInstance>,
     changes: HashMap<InstanceKey, u64>,
 }
 
 impl RemovalLog {
     /// Records a removal under the version of its change; each change removes one instance.
-    pub fn record(&mut self, key: InstanceKey, cause: Option<Cause>, change: u64) {
+    pub fn record(
+        &mut self,
+        key: InstanceKey,
+        registration: Arc<str>,
+        cause: Option<Cause>,
+        change: u64,
+    ) {
         self.forget(&key);
         self.changes.insert(key.clone(), change);
-        self.by_change.insert(change, (key, cause));
+        let left = LeftInstance {
+            key,
+            registration,
+            cause,
+        };
+        self.by_change.insert(change, left);
         while self.by_change.len() > MAX_GONE {
-            if let Some((_, (key, _))) = self.by_change.pop_first() {
-                self.changes.remove(&key);
+            if let Some((_, left)) = self.by_change.pop_first() {
+                self.changes.remove(&left.key);
             }
         }
     }
@@ -96,13 +108,19 @@ impl RemovalLog {
         while let Some(first) = self.by_change.first_entry()
             && *first.key() <= change
         {
-            let (key, _) = first.remove();
-            self.changes.remove(&key);
+            self.changes.remove(&first.remove().key);
         }
     }
 
     #[must_use]
     pub fn causes(&self) -> Causes {
-        self.by_change.values().cloned().collect()
+        let each = self.by_change.values();
+        each.map(|left| (left.key.clone(), left.cause.clone()))
+            .collect()
+    }
+
+    /// The removals that are remembered, with their registrations.
+    pub fn left(&self) -> impl Iterator<Item = LeftInstance> {
+        self.by_change.values().cloned()
     }
 }

@@ -7,12 +7,14 @@ use bytes::Bytes;
 use heddle_proto::control::v1::LocalInstance;
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use prost::Message;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{
     Agent,
     check_plan::CheckPlan,
     instance_table::View,
+    left::{self, LeftInstance, SavedLeft},
     schema::Schema,
     validate::{Origin, check},
 };
@@ -24,6 +26,8 @@ const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 /// The least time between two writes. The first change is written at once, so that a kill loses no registration;
 /// changes within this time go into one more write. Each write saves the whole set and syncs the disk.
 const REST: Duration = Duration::from_millis(200);
+/// How often the last process's word about its instances is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Clone, PartialEq, Message)]
 struct Saved {
@@ -36,6 +40,9 @@ struct Saved {
     /// The services and the paths they claimed, the oldest claim first.
     #[prost(message, repeated, tag = "4")]
     claims: Vec<SavedClaim>,
+    /// Instances that drain, or were removed without the control plane's knowledge.
+    #[prost(message, repeated, tag = "5")]
+    left: Vec<SavedLeft>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -52,6 +59,8 @@ pub struct Restored {
     pub instances: Vec<(View, CheckPlan)>,
     /// Service and proto service, the oldest claim first.
     pub claims: Vec<(String, String)>,
+    /// Those that left it. They are not among `instances`, or left later.
+    pub left: Vec<LeftInstance>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -66,9 +75,20 @@ struct SavedInstance {
 /// registered, and is not checked again.
 #[must_use]
 pub fn load(dir: &StateDir, node: &str) -> Restored {
-    dir.read(FILE)
-        .map(|bytes| parse(dir, bytes, node))
-        .unwrap_or_default()
+    let saved = dir.read(FILE).map(|bytes| parse(dir, bytes, node));
+    let mut restored = saved.unwrap_or_default();
+    restored.left.extend(left::of_earlier_processes(dir, node));
+    let left: BTreeSet<_> = restored.left.iter().map(|one| &one.registration).collect();
+    restored
+        .instances
+        .retain(|(view, _)| !left.contains(&view.registration));
+    if !restored.instances.is_empty() {
+        info!(
+            "from the last run, in use until they register again or the TTL ends: {}",
+            heddle_proto::count(restored.instances.len(), "instance")
+        );
+    }
+    restored
 }
 
 /// Content of another node, or content that cannot be decoded, is set aside.
@@ -100,16 +120,11 @@ pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Restored {
         .into_iter()
         .filter_map(|one| restore(one, &schemas))
         .collect();
-    if !restored.is_empty() {
-        info!(
-            "from the last run, in use until they register again or the TTL ends: {}",
-            heddle_proto::count(restored.len(), "instance")
-        );
-    }
     let claims = saved.claims.into_iter().map(|it| (it.service, it.proto));
     Restored {
         instances: restored,
         claims: claims.collect(),
+        left: saved.left.into_iter().filter_map(SavedLeft::read).collect(),
     }
 }
 
@@ -141,44 +156,94 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
     Some((view, checked.check))
 }
 
-/// Writes after every change, until the process ends.
+/// Everything that is saved.
+struct Content {
+    views: Vec<Arc<View>>,
+    claims: Vec<(String, String)>,
+    left: Vec<LeftInstance>,
+}
+
+impl Content {
+    fn of(agent: &Agent) -> Self {
+        Self {
+            views: agent.registered(),
+            claims: agent.claims().in_order(),
+            left: agent.left(),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let mut both = self.views.iter().zip(&other.views);
+        self.views.len() == other.views.len()
+            && both.all(|(a, b)| Arc::ptr_eq(a, b))
+            && (&self.claims, &self.left) == (&other.claims, &other.left)
+    }
+}
+
+/// Writes at once and after every change, for ever. As long as instances of the last process may come back, it also
+/// looks what that process says about them: it may still be finishing its calls.
 pub async fn keep(dir: StateDir, agent: Agent) {
     let loss = "after a restart instances are known once they register again";
-    let mut keeper = StateWriter::new(dir, FILE, REST, loss);
+    let mut keeper = StateWriter::new(dir.clone(), FILE, REST, loss);
     let mut changes = agent.changes();
-    let mut written: Vec<Arc<View>> = Vec::new();
-    let mut written_claims = Vec::new();
+    let mut written: Option<Arc<Content>> = None;
+    let mut tidy = false;
     loop {
         changes.borrow_and_update();
-        let (now, claims) = (agent.registered(), agent.claims().in_order());
-        let same = claims == written_claims
-            && now.len() == written.len()
-            && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
-        if !same {
-            let node = agent.node().to_owned();
-            let (views, order) = (now.clone(), claims.clone());
-            if !keeper.write(move || encode(&node, &views, order)).await {
+        let now = Arc::new(Content::of(&agent));
+        if !written.as_ref().is_some_and(|written| now.is_same(written)) {
+            let (node, content) = (agent.node().to_owned(), Arc::clone(&now));
+            if !keeper.write(move || encode(&node, &content)).await {
                 continue;
             }
-            (written, written_claims) = (now, claims);
+            written = Some(now);
         }
-        if changes.changed().await.is_err() {
-            return;
+        let awaits = agent.awaits_return();
+        if !awaits && !tidy {
+            // All that they say is in the file that was just written.
+            forget(&dir, &agent).await;
+            tidy = true;
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sleep(LOOK_EVERY), if awaits => look(&dir, &agent).await,
         }
     }
 }
 
-/// Writes the registered instances now.
-pub async fn save(dir: &StateDir, agent: &Agent) {
-    let (node, views) = (agent.node().to_owned(), agent.registered());
-    let claims = agent.claims().in_order();
-    let written = dir.write_off_thread(FILE, move || encode(&node, &views, claims));
-    if let Err(error) = written.await {
-        warn!("cannot write to the state dir: {error}");
+/// Takes over what the last process says about instances that left it.
+async fn look(dir: &StateDir, agent: &Agent) {
+    let (dir, node) = (dir.clone(), agent.node().to_owned());
+    let read = move || left::of_earlier_processes(&dir, &node);
+    if let Ok(left) = tokio::task::spawn_blocking(read).await {
+        agent.restore_left(left);
     }
 }
 
-fn encode(node: &str, views: &[Arc<View>], claims: Vec<(String, String)>) -> Vec<u8> {
+async fn forget(dir: &StateDir, agent: &Agent) {
+    if agent.is_stopping() {
+        return;
+    }
+    let dir = dir.clone();
+    let _ = tokio::task::spawn_blocking(move || left::forget_earlier_processes(&dir)).await;
+}
+
+/// Writes the registered instances now. Returns the instances that left, if they are saved with them.
+pub async fn save(dir: &StateDir, agent: &Agent) -> Vec<LeftInstance> {
+    let (node, content) = (agent.node().to_owned(), Content::of(agent));
+    let left = content.left.clone();
+    let written = dir.write_off_thread(FILE, move || encode(&node, &content));
+    match written.await {
+        Ok(()) => left,
+        Err(error) => {
+            warn!("cannot write to the state dir: {error}");
+            Vec::new()
+        }
+    }
+}
+
+fn encode(node: &str, content: &Content) -> Vec<u8> {
+    let views = &content.views;
     let mut seen = BTreeSet::new();
     let mut total = 0;
     let mut schemas = Vec::new();
@@ -199,10 +264,13 @@ fn encode(node: &str, views: &[Arc<View>], claims: Vec<(String, String)>) -> Vec
         node: node.to_owned(),
         instances,
         schemas,
-        claims: claims
-            .into_iter()
+        claims: content
+            .claims
+            .iter()
+            .cloned()
             .map(|(service, proto)| SavedClaim { service, proto })
             .collect(),
+        left: content.left.iter().map(SavedLeft::of).collect(),
     }
     .encode_to_vec()
 }

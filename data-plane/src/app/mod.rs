@@ -203,6 +203,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     let own = OwnListeners::new(&options, stop);
     let proxy = Proxy {
         options,
+        process_id: incarnation,
         state,
         agent,
         workers,

@@ -32,6 +32,7 @@ use crate::{
         api::AgentApi,
         keep_alive::Stop,
         key::InstanceKey,
+        left::LeftRecord,
         removal::{Calls, Remover},
         saved,
         schema::MAX_SCHEMA_BYTES,
@@ -59,6 +60,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// The parts of the running proxy.
 pub(super) struct Proxy {
     pub(super) options: Options,
+    pub(super) process_id: String,
     pub(super) state: Option<StateDir>,
     pub(super) agent: Agent,
     pub(super) workers: Arc<Workers>,
@@ -326,7 +328,7 @@ impl Proxy {
         self.readiness.send_replace(Readiness::Draining);
         self.agent.stop();
         self.xds.drain();
-        tokio::join!(session.end(), self.give_up_state());
+        let ((), mut left) = tokio::join!(session.end(), self.give_up_state());
         self.workers.drain();
         self.own.close();
         // The workers cut the remaining calls at their timeout; the margin is for their final responses.
@@ -346,13 +348,19 @@ impl Proxy {
                 self.workers.end_calls();
                 let _ = timeout(LAST_ANSWERS, self.workers.drained()).await;
             }
+            () = left.keep(&self.agent) => {}
         }
+        let _ = timeout(LAST_ANSWERS, left.update(&self.agent)).await;
         info!("stopped");
     }
 
     /// Writes the state for the next process and releases the state dir.
-    async fn give_up_state(&self) {
-        let Some(state) = &self.state else { return };
+    /// Instances that leave after that are recorded by what it returns.
+    async fn give_up_state(&self) -> LeftRecord {
+        let record = |told| LeftRecord::new(self.state.clone(), &self.process_id, told);
+        let Some(state) = &self.state else {
+            return record(Vec::new());
+        };
         let write = async {
             let snapshot = self.xds.snapshot.borrow().clone();
             if snapshot.resources.complete()
@@ -360,16 +368,21 @@ impl Proxy {
             {
                 warn!("cannot write to the state dir: {error}");
             }
-            saved::save(state, &self.agent).await;
+            let told = saved::save(state, &self.agent).await;
             let state = state.clone();
             // It waits for a write in progress.
             let _ = tokio::task::spawn_blocking(move || state.release()).await;
+            told
         };
-        if timeout(LONGEST_SAVE, write).await.is_err() {
-            warn!(
-                "the state dir's disk does not answer: the next start will not have the latest \
-                 state"
-            );
+        match timeout(LONGEST_SAVE, write).await {
+            Ok(told) => record(told),
+            Err(_) => {
+                warn!(
+                    "the state dir's disk does not answer: the next start will not have the latest \
+                     state"
+                );
+                record(Vec::new())
+            }
         }
     }
 }

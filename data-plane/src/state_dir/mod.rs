@@ -26,6 +26,8 @@ const LAYOUT: u8 = 1;
 const HEADER: usize = 8 + 8 + 32;
 /// The largest value that is written or read; real ones are far smaller.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// The most values of other processes that are read.
+const MOST_BESIDE: usize = 64;
 /// How many files that were set aside are kept per name, the newest ones: for a person to look at, without filling the
 /// disk.
 const KEPT_ASIDE: usize = 3;
@@ -177,6 +179,35 @@ impl StateDir {
         file.sync_all()?;
         fs::rename(temporary, self.path.join(name))?;
         File::open(&self.path)?.sync_all()
+    }
+
+    /// Writes a value whose name no other process uses, also after `release`. The other processes read such values by
+    /// the beginning of their names.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write_beside(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        let _writing = self.writing();
+        let temporary = self.path.join(format!("{name}.tmp"));
+        let written = self.replace(name, &temporary, value);
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// The values whose names begin so, at most [`MOST_BESIDE`]; damaged ones are left out.
+    #[must_use]
+    pub fn read_beside(&self, begin: &str) -> Vec<Bytes> {
+        let files = entries(&self.path, begin).into_iter().take(MOST_BESIDE);
+        files.filter_map(|path| read_checked(&path).ok()).collect()
+    }
+
+    /// Removes the values whose names begin so.
+    pub fn remove_beside(&self, begin: &str) {
+        for path in entries(&self.path, begin) {
+            remove(&path);
+        }
     }
 
     /// The value as last written; `None` if there is none, or if it is damaged or foreign (then it is set aside).

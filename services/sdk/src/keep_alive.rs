@@ -192,6 +192,8 @@ pub(crate) struct DrainingAgents {
     leaving: CancellationToken,
     /// The calls in flight at each, as last reported. Closed when there are none.
     in_flight: Vec<watch::Receiver<u32>>,
+    /// When the newest of them said that it was told to stop.
+    since: Option<Instant>,
 }
 
 impl DrainingAgents {
@@ -200,10 +202,12 @@ impl DrainingAgents {
         Self {
             leaving,
             in_flight: Vec::new(),
+            since: None,
         }
     }
 
     pub(crate) fn follow(&mut self, stream: Box<KeepAlive>) {
+        self.since = Some(Instant::now());
         self.in_flight
             .retain(|in_flight| in_flight.has_changed().is_ok());
         if self.in_flight.len() >= MAX_FOLLOWED {
@@ -212,6 +216,10 @@ impl DrainingAgents {
         let (report, in_flight) = watch::channel(0);
         tokio::spawn(stream.follow(self.leaving.clone(), report));
         self.in_flight.push(in_flight);
+    }
+
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since
     }
 
     pub(crate) fn is_empty(&self) -> bool {

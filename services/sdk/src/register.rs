@@ -38,6 +38,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// If the instance leaves while it registers, the answer is awaited for this long, so that the registration can be
 /// undone.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(1);
+/// A process of the agent that does not answer because it was told to stop says so on the keep-alive stream within this
+/// time.
+const DRAIN_TOLD_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the mesh keeps the instances of a node whose proxy was told to stop, and so how long an instance that leaves
+/// waits for the next process (docs/health.md).
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
+/// The longest pause between two attempts to reach the next process while the instance leaves.
+const LAST_RETRY_OF_LEAVING: Duration = Duration::from_millis(500);
 
 /// The agent's address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -220,7 +228,7 @@ impl Registrar {
                         return self.leave_next_process().await;
                     };
                     let leave = deregister(self.client.clone(), registration, self.mode());
-                    return self.leave(leave).await;
+                    return self.leave(leave).await.departure;
                 }
             };
             match answer {
@@ -268,9 +276,18 @@ impl Registrar {
                 let leave = deregister(self.client.clone(), registration, self.mode());
                 let mut leave = std::pin::pin!(self.leave(leave));
                 tokio::select! {
-                    departure = &mut leave => return RegistrationEnd::Left(departure),
+                    left = &mut leave => {
+                        if left.answered {
+                            return RegistrationEnd::Left(left.departure);
+                        }
+                        // The agent's process may have been told to stop: then its stream says so.
+                        match timeout(DRAIN_TOLD_TIMEOUT, &mut alive).await {
+                            Ok(draining @ End::Draining(_)) => draining,
+                            _ => return RegistrationEnd::Left(left.departure),
+                        }
+                    }
                     end = &mut alive => match end {
-                        End::Broken(_) => return RegistrationEnd::Left(leave.await),
+                        End::Broken(_) => return RegistrationEnd::Left(leave.await.departure),
                         draining @ End::Draining(_) => draining,
                     },
                 }
@@ -299,46 +316,60 @@ impl Registrar {
         }
     }
 
-    /// Leaves while no process of the agent has answered this registration. If the last one is stopping, and still
-    /// has calls, the next one may have taken the instance over from its state dir, and gets the Deregister while they go on.
+    /// Leaves while no process of the agent has answered this registration. If the last one is stopping, the next
+    /// one may have taken the instance over from its state dir: it is asked as long as the last one has calls, and as
+    /// long as a next one may come that the rest of the mesh waits for.
     async fn leave_next_process(&self) -> LeaveOutcome {
         if self.draining.is_empty() {
             return LeaveOutcome::default();
         }
-        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mode = self.mode();
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY_OF_LEAVING);
         let mut calls = self.draining.clone();
-        let until = tokio::time::Instant::now() + self.mode().finish().unwrap_or_default();
+        let now = tokio::time::Instant::now();
+        let successor = match mode {
+            LeaveMode::Ended(_) => now,
+            LeaveMode::Acknowledged | LeaveMode::Finished(_) => self
+                .draining
+                .since()
+                .map_or(now, |since| since + SUCCESSOR_TIMEOUT),
+        };
+        let until = successor.max(now + mode.finish().unwrap_or_default());
         let leave = async {
             loop {
                 let (client, registration) = (self.client.clone(), self.registration.clone());
-                let left = deregister(client, registration, self.mode()).await;
+                let left = deregister(client, registration, mode.clone()).await;
                 if left.answered {
                     return left;
                 }
+                let finished = async {
+                    calls.finished().await;
+                    sleep_until(successor).await;
+                };
                 tokio::select! {
                     () = sleep(backoff.fail()) => {}
-                    () = calls.finished() => return left,
+                    () = finished => return left,
                     () = sleep_until(until) => return left,
                 }
             }
         };
-        self.leave(leave).await
+        self.leave(leave).await.departure
     }
 
     /// Completes `leave` by the calls that stopping processes still have.
-    async fn leave(&self, leave: impl Future<Output = Left>) -> LeaveOutcome {
+    async fn leave(&self, leave: impl Future<Output = Left>) -> Left {
         let mut draining = self.draining.clone();
         let Some(within) = self.mode().finish() else {
-            return leave.await.departure;
+            return leave.await;
         };
-        let (left, _) = tokio::join!(leave, timeout(within, draining.finished()));
-        let mut departure = left.departure;
+        let (mut left, _) = tokio::join!(leave, timeout(within, draining.finished()));
+        let departure = &mut left.departure;
         let in_flight = draining.in_flight();
         departure.in_flight = departure.in_flight.saturating_add(in_flight);
         // If no other process knows the instance, no other one has calls of it.
         let alone = !departure.deregistered && !draining.is_empty();
         departure.finished = (departure.finished || alone) && in_flight == 0;
-        departure
+        left
     }
 
     fn mode(&self) -> LeaveMode {

@@ -19,6 +19,7 @@ use super::{
 mod claims;
 mod files;
 mod joining;
+mod left;
 mod schemas;
 mod types;
 
@@ -71,6 +72,7 @@ pub struct InstanceTable {
     entries: BTreeMap<InstanceKey, Entry>,
     by_registration: BTreeMap<Arc<str>, InstanceKey>,
     removals: RemovalLog,
+    departed: left::Departed,
     claims: ClaimOrder,
     version: u64,
     ttl: Duration,
@@ -87,6 +89,7 @@ impl InstanceTable {
             entries: BTreeMap::new(),
             by_registration: BTreeMap::new(),
             removals: RemovalLog::default(),
+            departed: left::Departed::new(),
             claims: ClaimOrder::default(),
             version: 0,
             ttl,
@@ -185,7 +188,9 @@ impl InstanceTable {
         now: Instant,
         finish: Duration,
     ) -> Option<Leaving> {
-        let key = self.by_registration.get(registration)?.clone();
+        let Some(key) = self.by_registration.get(registration).cloned() else {
+            return self.departed(registration);
+        };
         self.drain_key(&key, unasked, now, finish)
     }
 
@@ -263,8 +268,9 @@ impl InstanceTable {
             Source::Leaving => entry.unasked,
             _ => unasked,
         };
+        let registration = Arc::clone(&entry.view.registration);
         self.removals
-            .record(key.clone(), cause.clone(), self.version);
+            .record(key.clone(), registration, cause.clone(), self.version);
         Some(cause)
     }
 

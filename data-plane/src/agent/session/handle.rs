@@ -43,7 +43,8 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct SessionHandle {
     pub(super) removals: mpsc::Sender<Removal>,
     pub(super) status: watch::Receiver<SessionStatus>,
-    /// When the last session that reached Welcome broke; `None` before the first one, and while one is open.
+    /// When the last session that reached Welcome broke, or when this process took over from another one; `None` before
+    /// the first session, and while one is open.
     pub(super) lost: watch::Receiver<Option<Instant>>,
     pub(super) stop: CancellationToken,
 }

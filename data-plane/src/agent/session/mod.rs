@@ -98,7 +98,7 @@ enum End {
 }
 
 impl Session {
-    /// `revision` is the newest one seen on any stream. Without URLs there is no session, only the answer to removals.
+    /// The agent has restored what the last process left. `revision` is the newest one seen on any stream. Without URLs there is no session, only the answer to removals.
     #[must_use]
     pub fn new(
         agent: Agent,
@@ -113,7 +113,8 @@ impl Session {
             SessionStatus::Connecting("not tried yet".into())
         };
         let status = watch::Sender::new(first);
-        let lost = watch::Sender::new(None);
+        // The last process of this node had a session, which is broken now.
+        let lost = watch::Sender::new(agent.had_predecessor().then(Instant::now));
         let stop = CancellationToken::new();
         let handle = SessionHandle {
             stop: stop.clone(),

@@ -283,7 +283,8 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
 fn no_more_is_remembered_than_a_node_can_have() {
     let mut log = RemovalLog::default();
     for change in 1..=MAX_INSTANCES as u64 + 5 {
-        log.record(key("echo", &format!("e{change}")), None, change);
+        let one = key("echo", &format!("e{change}"));
+        log.record(one, name("r"), None, change);
     }
     let causes = log.causes();
     assert_eq!(causes.len(), MAX_INSTANCES);

@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, time::Duration};
 
 use heddle_proto::registry::v1::{Health, Instance};
 use prost::bytes::Bytes;
@@ -7,6 +7,7 @@ use super::{instance, until};
 use crate::{
     agent::{
         Agent,
+        left::LeftRecord,
         removal_log::Cause,
         saved,
         validate::{Origin, check},
@@ -45,6 +46,119 @@ async fn a_proxy_that_starts_begins_with_what_it_had() {
         crate::agent::instance_table::Views::is_empty,
     )
     .await;
+}
+
+/// Issue 10, D5: the next process missed them, which the mesh took for an expiry.
+#[tokio::test]
+async fn what_leaves_before_the_end_is_not_missed_by_the_next_process() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    let add = |id: &str| {
+        let one = super::checked(instance("echo", id, "127.0.0.1:7001"));
+        before.register(one).unwrap()
+    };
+    let (drains, broke, stays) = (add("drains"), add("broke"), add("stays"));
+    before.drain(&drains, None, Duration::ZERO).unwrap();
+    let stream = before.stream_opened(&broke).unwrap();
+    before.stream_closed(&broke, stream, Cause::StreamBroke);
+    saved::save(&dir, &before).await;
+
+    let after = Agent::new("a");
+    after.restore(saved::load(&dir, "a"));
+    let (_, views, gone) = after.unreported(0);
+    let ids: Vec<_> = views.keys().map(|key| key.id.as_str()).collect();
+    assert_eq!(ids, ["stays"]);
+    let causes = gone
+        .into_iter()
+        .map(|(key, cause)| (key.id, cause.map(|it| it.to_string())));
+    let broke = Some("its keep-alive stream broke".to_owned());
+    assert_eq!(
+        causes.collect::<Vec<_>>(),
+        [("broke".to_owned(), broke), ("drains".to_owned(), None)]
+    );
+    // The one that left can still ask whether everybody knows.
+    let leaving = after.drain(&drains, None, Duration::ZERO).unwrap();
+    assert_eq!(leaving.key.id, "drains");
+    assert!(after.drain(&stays, None, Duration::ZERO).is_some());
+    assert!(after.drain("no such", None, Duration::ZERO).is_none());
+}
+
+/// Issue 10, D5: nobody told the next process, which served it until its time to come back was over.
+#[tokio::test]
+async fn what_leaves_a_process_that_was_told_to_stop_is_known_to_the_next_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    let add = |id: &str| {
+        let one = super::checked(instance("echo", id, "127.0.0.1:7001"));
+        before.register(one).unwrap()
+    };
+    let (first, second, back) = (add("first"), add("second"), add("back"));
+    add("stays");
+    before.stop();
+    let told = saved::save(&dir, &before).await;
+    dir.release();
+    let mut record = LeftRecord::new(Some(dir), "p1", told);
+    record.update(&before).await;
+    let files = || fs::read_dir(temp.path()).unwrap().filter_map(Result::ok);
+    let records = || files().filter(|e| e.file_name().to_string_lossy().starts_with("left-"));
+    assert_eq!(records().count(), 0, "nothing to tell");
+    before.drain(&first, None, Duration::ZERO).unwrap();
+    record.update(&before).await;
+
+    let dir = StateDir::open(temp.path()).unwrap();
+    let after = Agent::new("a");
+    after.restore(saved::load(&dir, "a"));
+    assert_eq!(after.views().1.len(), 3);
+    // The old process lives on: what it says later counts as well, but not for one that has come to this process.
+    after.stream_opened(&back).unwrap();
+    tokio::spawn(saved::keep(dir.clone(), after.clone()));
+    before.drain(&second, None, Duration::ZERO).unwrap();
+    before.drain(&back, None, Duration::ZERO).unwrap();
+    record.update(&before).await;
+    until(&after, "the second has left", |views| views.len() == 2).await;
+    let (_, views, gone) = after.unreported(0);
+    assert!(
+        views
+            .keys()
+            .all(|key| key.id == "back" || key.id == "stays"),
+        "{views:?}"
+    );
+    assert!(
+        gone.len() == 2 && gone.values().all(Option::is_none),
+        "{gone:?}"
+    );
+    for registration in [&first, &second] {
+        assert!(after.drain(registration, None, Duration::ZERO).is_some());
+    }
+    // Once nothing is awaited, the record is not needed any more.
+    let stays = views
+        .values()
+        .find(|view| view.instance.id == "stays")
+        .unwrap();
+    after.stream_opened(&stays.registration).unwrap();
+    super::soon("the record is removed", async {
+        while records().count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+/// A damaged record is not trusted, and is no reason to lose anything else.
+#[tokio::test]
+async fn a_damaged_record_of_the_last_process_is_ignored() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    let one = super::checked(instance("echo", "e1", "127.0.0.1:7001"));
+    before.register(one).unwrap();
+    saved::save(&dir, &before).await;
+    fs::write(temp.path().join("left-p1"), b"heddle\0 torn").unwrap();
+    dir.write("left-p2", b"\xff\xff no message").unwrap();
+    let last = saved::load(&dir, "a");
+    assert_eq!((last.instances.len(), last.left.len()), (1, 0));
 }
 
 #[tokio::test]
