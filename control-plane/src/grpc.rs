@@ -34,7 +34,7 @@ const STREAMS_PER_CONNECTION: u32 = 1000;
 /// connection that has been idle longest is closed.
 pub const CONNECTIONS: usize = 25_000;
 /// Time limit for the header of an HTTP/1.1 request, which is only answered with an error.
-const HEADERS: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is cancelled, then until all calls have ended; with the default limits.
 pub async fn serve(socket: Socket, routes: Routes, admission: Admission, stop: CancellationToken) {
@@ -134,7 +134,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS);
+        .header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -43,8 +43,8 @@ impl<'a> Rotation<'a> {
 
 /// After two seconds of silence a ping is sent, which must be answered within three: a replica that is cut off without
 /// a connection reset is left within five seconds.
-const SILENCE: Duration = Duration::from_secs(2);
-const PING_WAIT: Duration = Duration::from_secs(3);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Connects to a replica of the control plane, for the xDS stream and for the node session.
 ///
@@ -55,8 +55,8 @@ pub async fn dial(url: &str) -> Result<Channel, String> {
         .map_err(|e| e.to_string())?
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(SILENCE)
-        .keep_alive_timeout(PING_WAIT)
+        .http2_keep_alive_interval(SILENCE_TIMEOUT)
+        .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
         // Descriptors of 4 MiB and full answers with thousands of endpoints fit into the window.
         .initial_stream_window_size(4 * 1024 * 1024)

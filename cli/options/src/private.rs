@@ -10,10 +10,10 @@ use std::{
     path::Path,
 };
 
-const FILE: u32 = 0o600;
-const FOLDER: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o700;
 /// The permission bits of the group and of others.
-const OTHERS: u32 = 0o077;
+const OTHERS_MODE: u32 = 0o077;
 /// A folder with this bit (/tmp) is shared on purpose.
 const STICKY: u32 = 0o1000;
 
@@ -21,7 +21,7 @@ const STICKY: u32 = 0o1000;
 #[must_use]
 pub fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.mode(FILE);
+    options.mode(FILE_MODE);
     options
 }
 
@@ -30,7 +30,10 @@ pub fn private_file() -> OpenOptions {
 /// # Errors
 /// Those of the file system.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(FOLDER).create(path)
+    DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER_MODE)
+        .create(path)
 }
 
 /// Removes the access of others from a file or folder of this user. Shared folders and those of other users are not
@@ -42,10 +45,10 @@ pub fn make_private(path: &Path) -> io::Result<()> {
     let found = fs::metadata(path)?;
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
     let mode = found.mode();
-    if !is_own || mode & STICKY != 0 || mode & OTHERS == 0 {
+    if !is_own || mode & STICKY != 0 || mode & OTHERS_MODE == 0 {
         return Ok(());
     }
-    fs::set_permissions(path, Permissions::from_mode(mode & 0o7777 & !OTHERS))
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o7777 & !OTHERS_MODE))
 }
 
 #[cfg(test)]

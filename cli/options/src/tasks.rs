@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::watch;
 
 /// Pause before a restart, so that a task that ends at once does not take the whole CPU.
-const PAUSE: Duration = Duration::from_secs(1);
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// The tasks of one process. Clones share them. A task returns `None` if it was stopped by its token, as
 /// `CancellationToken::run_until_cancelled_owned` does.
@@ -53,7 +53,7 @@ impl Tasks {
         let tasks = self.clone();
         tokio::spawn(async move {
             while tasks.ends(name, "it is restarted", begin()).await {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RESTART_PAUSE).await;
             }
         });
     }
@@ -162,7 +162,7 @@ mod tests {
             let _ = ended.await;
             panic!("a test's panic");
         });
-        let early = tokio::time::timeout(PAUSE, tasks.failed()).await;
+        let early = tokio::time::timeout(RESTART_PAUSE, tasks.failed()).await;
         assert!(early.is_err(), "{early:?}");
         drop(end);
         assert_eq!(within(tasks.failed()).await, "publisher");

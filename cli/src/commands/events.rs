@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Pause before the next attempt when no control plane answers.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How many ids are remembered, so that an event sent by another replica is not printed again. Each replica keeps at
 /// most about 1,000 events.
 const MAX_PRINTED: usize = 10_000;
@@ -134,7 +134,7 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
             };
             tracing::warn!("{why}; trying again");
             control = loop {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
                 if let Ok(control) = Control::connect(&options.control).await {
                     break control;
                 }

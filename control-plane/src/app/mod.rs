@@ -31,7 +31,7 @@ pub use error::AppError;
 use listeners::{bind, bound_by_files, check_exposure, guard, joined, open};
 
 /// How long connections may take to end after their streams have ended.
-const STOP: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the control plane until `stop` completes.
 ///
@@ -156,8 +156,8 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     // Frees its duties now, before its lease ends.
     plane.membership.left().await;
     let ended = async { while servers.join_next().await.is_some() {} };
-    if tokio::time::timeout(STOP, ended).await.is_err() {
-        tracing::warn!("some connections were still open after {STOP:?}; closed");
+    if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+        tracing::warn!("some connections were still open after {STOP_TIMEOUT:?}; closed");
     }
     failed.map_or(Ok(()), |name| Err(AppError::TaskEnded(name)))
 }

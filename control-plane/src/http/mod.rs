@@ -22,9 +22,9 @@ use crate::{
 use metrics::metrics;
 
 /// Time limit for a client to send its request, or the next one.
-const HEADERS: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is closed gracefully after this time.
-const AGE: Duration = Duration::from_secs(300);
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
 /// Most connections at a time; at the limit the one that has been idle longest is closed.
 pub(crate) const CONNECTIONS: usize = 256;
 
@@ -61,18 +61,20 @@ async fn connection(
         place.call(async move { Ok::<_, Infallible>(response) })
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
     let connection = server.serve_connection(TokioIo::new(io), service);
     let ended = || async {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(AGE) => {}
+            () = tokio::time::sleep(MAX_CONNECTION_AGE) => {}
         }
     };
     tokio::select! {
         () = place.serve(connection, http1::Connection::graceful_shutdown, ended()) => {}
         // A client that does not read its answer is cut off.
-        () = async { ended().await; tokio::time::sleep(HEADERS).await } => {}
+        () = async { ended().await; tokio::time::sleep(HEADER_TIMEOUT).await } => {}
     }
 }
 

@@ -21,7 +21,7 @@ pub const MAX_STREAMS: usize = 10_000;
 /// Most rows of all streams together, about 300 bytes each; further rows of a report are left out.
 pub const MAX_ENTRIES: usize = 100_000;
 /// After this many silent intervals a client counts as having no calls: some clients send nothing then.
-const INTERVALS: u32 = 3;
+const KEPT_INTERVALS: u32 = 3;
 /// Most services with their own totals; those of further services are counted under `OTHERS`.
 const MAX_SERVICES: usize = 1000;
 const OTHERS: &str = "(other)";
@@ -228,7 +228,7 @@ impl ReportStream {
                 continue;
             }
             state.sum(&destination.service, &load);
-            let until = now + interval.max(load.interval) * INTERVALS;
+            let until = now + interval.max(load.interval) * KEPT_INTERVALS;
             loads.insert(destination, ReportedLoad { load, until });
         }
         state.put(self.id, loads);

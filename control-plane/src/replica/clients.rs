@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// A client that has owed an answer for this long is stale.
-const STALE: Duration = Duration::from_secs(30);
+const STALE_AFTER: Duration = Duration::from_secs(30);
 /// How long proxies without a stream are listed.
-const LISTED: Duration = Duration::from_secs(3600);
+const LISTED_FOR: Duration = Duration::from_secs(3600);
 
 /// The clients of this replica, sorted by node id, and proxies of known nodes that had a stream here and have none now.
 pub(crate) fn own_clients(registry: &Registry, clients: &Clients) -> Vec<Proxy> {
@@ -22,7 +22,7 @@ pub(crate) fn own_clients(registry: &Registry, clients: &Clients) -> Vec<Proxy> 
     let mut departed = clients.departed();
     registry.read(|view| {
         departed.retain(|(name, since)| {
-            *since < LISTED && view.node(name).is_some_and(|node| !node.left)
+            *since < LISTED_FOR && view.node(name).is_some_and(|node| !node.left)
         });
     });
     proxies.extend(departed.into_iter().map(|(node_id, since)| Proxy {
@@ -40,7 +40,7 @@ pub(crate) fn own_clients(registry: &Registry, clients: &Clients) -> Vec<Proxy> 
 fn sync(client: &ClientStatus) -> Sync {
     let rejects = |kind: &KindStatus| !kind.rejected_version.is_empty() || !kind.refused.is_empty();
     match client.owes_for {
-        Some(owes) if owes >= STALE => Sync::Stale,
+        Some(owes) if owes >= STALE_AFTER => Sync::Stale,
         _ if client.kinds.iter().any(rejects) => Sync::Rejecting,
         _ => Sync::InSync,
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{registry::Membership, store::Revision};
 
 /// Time between two rounds; a requested check begins earlier.
-const EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// An answer that takes longer is ignored.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 /// How many replicas are queried per round, in turn: however many there are, each has little work.
@@ -40,7 +40,7 @@ async fn ask_in_turn(membership: &Membership, peers: &Peers) {
     let mut turn = 0;
     loop {
         tokio::select! {
-            () = sleep(EVERY) => {}
+            () = sleep(CHECK_INTERVAL) => {}
             () = membership.check_requested() => {}
         }
         let all = peers.now();

@@ -21,7 +21,7 @@ const MAX_PEERS: usize = 64;
 /// A list that takes longer is left out.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most lists at a time from one replica, because they are long.
-const LISTS: usize = 4;
+const MAX_CONCURRENT_LISTS: usize = 4;
 /// Longest list: that of 10,000 clients has about 15 MB.
 const MAX_LIST_BYTES: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -151,8 +151,11 @@ fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
         let known = known.get(&(&*replica.process_id, &*replica.advertise));
         let (client, lists) = match known {
             Some(peer) => (peer.client.clone(), Arc::clone(&peer.lists)),
-            None if place < MAX_PEERS => (connect(&replica), Arc::new(Semaphore::new(LISTS))),
-            None => (None, Arc::new(Semaphore::new(LISTS))),
+            None if place < MAX_PEERS => (
+                connect(&replica),
+                Arc::new(Semaphore::new(MAX_CONCURRENT_LISTS)),
+            ),
+            None => (None, Arc::new(Semaphore::new(MAX_CONCURRENT_LISTS))),
         };
         Peer {
             replica,

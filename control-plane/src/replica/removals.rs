@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Time for another replica's answer to travel, in addition to the wait itself.
-const TRAVEL: Duration = Duration::from_millis(250);
+const ROUND_TRIP: Duration = Duration::from_millis(250);
 /// Pause before a replica that refused a request is asked again.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The clients of this replica.
 #[derive(Clone)]
@@ -134,7 +134,7 @@ async fn answer_of(
     let mut client = peer.client.clone()?;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let wait = left.saturating_sub(TRAVEL).max(left / 2);
+        let wait = left.saturating_sub(ROUND_TRIP).max(left / 2);
         let message = AwaitRemovalRequest {
             node: instance.node.to_string(),
             instance: Some(InstanceRef {
@@ -154,7 +154,7 @@ async fn answer_of(
                 tracing::debug!(%replica, cause, "cannot get the acknowledgements of a removal from another replica");
             }
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 

@@ -7,7 +7,7 @@ use heddle_proto::registry::v1::Health;
 use tokio::time::sleep;
 
 use super::{
-    client::{self, Flavor, HeldResources},
+    client::{self, ClientResources, Flavor},
     invariants, node,
     random::Random,
     replica,
@@ -54,7 +54,7 @@ pub(super) fn begin(simulation: &Simulation, random: &mut Random) {
             simulation,
             random.fork(),
             n,
-            HeldResources::new(flavor, &service),
+            ClientResources::new(flavor, &service),
         );
     }
 }
@@ -184,17 +184,17 @@ fn of_itself(simulation: &Simulation, random: &mut Random) {
 
 fn restart_client(simulation: &Simulation, random: &mut Random) {
     let n = random.index(simulation.profile.clients);
-    let Some(held) = client::kill(simulation, n) else {
+    let Some(resources) = client::kill(simulation, n) else {
         return;
     };
     let keeps = random.chance(500);
-    let held = if keeps {
-        held
+    let resources = if keeps {
+        resources
     } else {
-        HeldResources::new(held.flavor, &held.service)
+        ClientResources::new(resources.flavor, &resources.service)
     };
     after(simulation, random, 0..=5000, move |simulation, random| {
-        client::start(simulation, random, n, held);
+        client::start(simulation, random, n, resources);
     });
 }
 

@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::HeldResources,
+    client::ClientResources,
     invariants::Invariants,
     node::NodeState,
     random::{Random, hash},
@@ -130,7 +130,7 @@ impl Net {
 
 /// A client as the invariants see it.
 pub(super) struct ClientState {
-    pub(super) held: HeldResources,
+    pub(super) resources: ClientResources,
     pub(super) life: CancellationToken,
     /// The replica it is connected to, and since when.
     pub(super) connected: Option<(usize, Duration)>,

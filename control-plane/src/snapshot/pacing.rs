@@ -12,11 +12,11 @@ use crate::{
 
 /// How long a service rests after a build, per endpoint: one of 100 rests for 2.5 ms, which nobody notices, one of
 /// 10,000 for 250 ms. An endpoint costs well under a microsecond in a build, and a few in the push of the result.
-const REST_PER_ENDPOINT: Duration = Duration::from_micros(25);
+const PAUSE_PER_ENDPOINT: Duration = Duration::from_micros(25);
 /// Longest rest, whatever the number of endpoints.
-const MAX_REST: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// A shorter rest is left out.
-const MIN_REST: Duration = Duration::from_millis(1);
+const MIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// A service that changed and is not built yet.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ impl Pacing {
     /// A service with this number of endpoints was built: it rests.
     pub(super) fn built(&mut self, service: ServiceName, endpoints: usize, now: Instant) {
         let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX);
-        let rest = REST_PER_ENDPOINT.saturating_mul(endpoints).min(MAX_REST);
-        if rest >= MIN_REST {
+        let rest = PAUSE_PER_ENDPOINT.saturating_mul(endpoints).min(MAX_PAUSE);
+        if rest >= MIN_PAUSE {
             self.resting.insert(service, now + rest);
         }
     }
@@ -156,6 +156,6 @@ mod tests {
         let mut pacing = Pacing::new(1);
         pacing.built(ServiceName::parse("endless").unwrap(), usize::MAX, start);
         pacing.put(batch(2, "endless"));
-        assert_eq!(pacing.next(), Some(start + MAX_REST));
+        assert_eq!(pacing.next(), Some(start + MAX_PAUSE));
     }
 }

@@ -30,9 +30,9 @@ const MAX_ANSWER_BYTES: usize = 3 << 20;
 /// Largest part of an answer on a stream.
 const PART_BYTES: usize = 1 << 20;
 /// Parts that are queued for a reader.
-const PARTS: usize = 2;
+const PART_QUEUE: usize = 2;
 /// The answer to a reader that takes no part for this long is ended: others wait for its place.
-const STUCK: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Metadata of a response, or of the end of a stream: the names of the replicas whose clients are missing.
 const UNANSWERED: &str = "heddle-unanswered-replicas";
 /// Most replicas that are named in it; a client may refuse longer headers.
@@ -60,7 +60,7 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<Streaming<ClientStatusRequest>>,
     ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
-        let (answers, receiver) = mpsc::channel(PARTS);
+        let (answers, receiver) = mpsc::channel(PART_QUEUE);
         let service = self.clone();
         tokio::spawn(async move {
             let mut unanswered = BTreeSet::new();
@@ -162,9 +162,13 @@ impl Csds {
 }
 
 async fn send(answers: &mpsc::Sender<Answer>, part: Part, stuck: &AtomicU64) -> Result<(), Status> {
-    match timeout(STUCK, answers.send(Ok(part.response))).await {
+    match timeout(READ_TIMEOUT, answers.send(Ok(part.response))).await {
         Ok(sent) => sent.map_err(|_| Status::cancelled("the client has gone")),
-        Err(_) => Err(left(stuck, "no part of the response was read for", STUCK)),
+        Err(_) => Err(left(
+            stuck,
+            "no part of the response was read for",
+            READ_TIMEOUT,
+        )),
     }
 }
 
@@ -215,7 +219,7 @@ mod tests {
         let sent = send(&answers, Part::default(), &stuck).await;
         assert!(sent.is_ok(), "there is room");
         let slow = async {
-            tokio::time::sleep(STUCK - Duration::from_secs(1)).await;
+            tokio::time::sleep(READ_TIMEOUT - Duration::from_secs(1)).await;
             reader.recv().await
         };
         let (sent, read) = tokio::join!(send(&answers, Part::default(), &stuck), slow);
@@ -225,7 +229,7 @@ mod tests {
         let begun = tokio::time::Instant::now();
         let left = send(&answers, Part::default(), &stuck).await.unwrap_err();
         assert_eq!(left.code(), Code::ResourceExhausted);
-        assert_eq!(begun.elapsed(), STUCK);
+        assert_eq!(begun.elapsed(), READ_TIMEOUT);
         assert_eq!(stuck.load(Ordering::Relaxed), 1);
     }
 

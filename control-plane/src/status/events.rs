@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Most events in one message; a cause is a sentence, so a message has at most about 100 KiB.
-const AT_ONCE: usize = 100;
+const MAX_BATCH: usize = 100;
 
 pub(super) type Events =
     Pin<Box<dyn Stream<Item = Result<WatchEventsResponse, tonic::Status>> + Send>>;
@@ -142,7 +142,7 @@ impl Watcher {
         let (events, left, present) = self.registry.read(|view| {
             let admitted = view.events().filter(|event| self.filter.admits(event));
             let mut unsent = admitted.filter(|event| !self.sent.contains(&event.id));
-            let events: Vec<_> = unsent.by_ref().take(AT_ONCE).cloned().collect();
+            let events: Vec<_> = unsent.by_ref().take(MAX_BATCH).cloned().collect();
             let present: BTreeSet<_> = view.events().map(|event| Arc::clone(&event.id)).collect();
             (events, unsent.next().is_some(), present)
         });

@@ -12,7 +12,7 @@ use super::LeaseId;
 pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// If a check comes this long after the last one, the process itself was stalled (stopped, starved, or waiting for a
 /// hung disk). Nobody could renew a lease meanwhile, so that time does not count against the leases.
-const STALL: Duration = Duration::from_millis(1500);
+const STALL_THRESHOLD: Duration = Duration::from_millis(1500);
 
 #[derive(Debug)]
 struct Lease {
@@ -83,7 +83,7 @@ impl Leases {
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<LeaseId> {
         let since = now.saturating_duration_since(self.looked);
         self.looked = now;
-        if since > STALL && !self.live.is_empty() {
+        if since > STALL_THRESHOLD && !self.live.is_empty() {
             tracing::warn!(
                 ?since,
                 "the store was stalled; its leases are extended by that time"

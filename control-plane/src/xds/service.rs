@@ -28,7 +28,7 @@ use super::{
     admission::{Slot, StreamAdmission},
     metrics::count,
     shed::Shedding,
-    stream::{RESPONSES, run},
+    stream::{RESPONSE_QUEUE, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
 use crate::{
@@ -105,7 +105,7 @@ impl Ads {
         caller: Caller,
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> Responses<V::Response> {
-        let (sender, receiver) = mpsc::channel(RESPONSES);
+        let (sender, receiver) = mpsc::channel(RESPONSE_QUEUE);
         let slot = match self.admission().open(caller.account().who()) {
             Ok(slot) => {
                 let held = Arc::clone(&slot);

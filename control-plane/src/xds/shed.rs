@@ -15,9 +15,9 @@ use super::{
 };
 
 /// This many streams above the mean are always allowed.
-const SPARE: usize = 4;
+const MARGIN: usize = 4;
 /// A client that reconnects here within this time cannot reach another replica, or was sent here again: it may stay.
-const COMES_BACK: Duration = Duration::from_secs(60);
+const RETURN_WINDOW: Duration = Duration::from_secs(60);
 
 /// The number of surplus streams of a replica: those above 1.2 times the mean of all replicas, and also above the mean
 /// plus four. `away`: streams that it ended and that no other replica may have counted yet.
@@ -30,7 +30,7 @@ pub(super) fn excess(own: usize, others: &[usize], away: usize) -> usize {
         .iter()
         .fold(0, |sum: usize, of| sum.saturating_add(*of));
     let all = own.saturating_add(others).saturating_add(away);
-    let most = (all / replicas).saturating_add(SPARE);
+    let most = (all / replicas).saturating_add(MARGIN);
     let most = most.max(all.saturating_add(all / 5) / replicas);
     own.saturating_sub(most)
 }
@@ -87,13 +87,13 @@ impl Shedding {
 
     /// Notes that this client was shed.
     pub(super) fn sent(&mut self, address: &str, node: &str, now: Instant) {
-        self.sent.retain(|_, at| now < *at + COMES_BACK);
+        self.sent.retain(|_, at| now < *at + RETURN_WINDOW);
         self.sent.insert(client_key(address, node), now);
     }
 
     /// Whether this client was shed a moment ago and has reconnected here.
     pub(super) fn is_back(&self, address: &str, node: &str, now: Instant) -> bool {
         let sent = self.sent.get(&client_key(address, node));
-        sent.is_some_and(|at| now < *at + COMES_BACK)
+        sent.is_some_and(|at| now < *at + RETURN_WINDOW)
     }
 }

@@ -24,17 +24,17 @@ use crate::{
 };
 
 /// Capacity of the queue to the transport: each type has at most one unanswered response.
-pub(super) const RESPONSES: usize = Kind::ALL.len() + 2;
+pub(super) const RESPONSE_QUEUE: usize = Kind::ALL.len() + 2;
 /// The first request must come within this time.
-const FIRST_REQUEST: Duration = Duration::from_secs(30);
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client that saw a newer revision waits for this replica to reach it.
-const BEHIND: Duration = Duration::from_secs(2);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Most bytes kept for a name besides the name itself.
-const ADDED: usize = 256;
+const NAME_OVERHEAD: usize = 256;
 /// The client's memory is counted again once this much may have been added: counting takes time in proportion to the
 /// names.
-const COUNT_AFTER: usize = 64 << 10;
+const RECOUNT_BYTES: usize = 64 << 10;
 
 /// Shortest time between two logged rejections of one client.
 const REJECTION_PAUSE: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ async fn serve<V: Variant>(
     requests: &mut (impl Requests<Item = Result<V::Request, Status>> + Unpin),
     responses: &mpsc::Sender<Result<V::Response, Status>>,
 ) -> Result<(), Status> {
-    let Ok(first) = tokio::time::timeout(FIRST_REQUEST, requests.next()).await else {
+    let Ok(first) = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, requests.next()).await else {
         return Err(Status::deadline_exceeded("no request came within 30 s"));
     };
     let Some(first) = first.transpose()? else {
@@ -234,7 +234,9 @@ impl<'a, V: Variant> Stream<'a, V> {
         let reached = self
             .snapshots
             .wait_for(|snapshot| snapshot.revision >= seen);
-        let reached = tokio::time::timeout(BEHIND, reached).await.map(drop);
+        let reached = tokio::time::timeout(CATCH_UP_TIMEOUT, reached)
+            .await
+            .map(drop);
         self.observe();
         if reached.is_ok() {
             return Ok(());
@@ -290,7 +292,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         ) {
             client.has_answered(Instant::now());
         }
-        self.added += request.encoded_len() + V::names(request) * ADDED;
+        self.added += request.encoded_len() + V::names(request) * NAME_OVERHEAD;
         self.count_cost()?;
         match outcome {
             RequestOutcome::Rejected => self.log_rejection(kind),
@@ -394,7 +396,7 @@ impl<'a, V: Variant> Stream<'a, V> {
 
     /// Charges the client for what is kept of it.
     fn count_cost(&mut self) -> Result<(), Status> {
-        if self.added < COUNT_AFTER.max(self.charge.bytes() / 4) && self.charge.bytes() > 0 {
+        if self.added < RECOUNT_BYTES.max(self.charge.bytes() / 4) && self.charge.bytes() > 0 {
             return Ok(());
         }
         self.added = 0;

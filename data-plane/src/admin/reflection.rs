@@ -35,7 +35,7 @@ const MAX_TOTAL: usize = 128 * 1024 * 1024;
 /// The size of one answer. Below the 4 MiB that clients accept by default; the client requests further files by name.
 const MAX_ANSWER: usize = 1024 * 1024;
 /// Concurrent fetches from the control plane.
-const FETCHES: usize = 16;
+const MAX_CONCURRENT_FETCHES: usize = 16;
 
 /// The services that the proxy itself answers.
 const OWN_SERVICES: [&str; 3] = [
@@ -154,7 +154,7 @@ impl Reflection {
                 .into_iter()
                 .map(|claim| fetch(agent.clone(), schemas.clone(), claim))
                 .collect();
-            let mut fetched = stream::iter(wanted).buffered(FETCHES);
+            let mut fetched = stream::iter(wanted).buffered(MAX_CONCURRENT_FETCHES);
             let mut total = 0;
             let mut seen = HashSet::new();
             while let Some(source) = fetched.next().await {

@@ -13,7 +13,7 @@ use crate::{listener::ListenError, state_dir::StateDirError};
 /// The longest wait, from the start of this process.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// The pause between two attempts.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -36,7 +36,9 @@ impl Predecessor {
     ) -> Result<T, StartError> {
         loop {
             match take() {
-                Err(error) if is_held(&error) && Instant::now() < self.until => sleep(POLL).await,
+                Err(error) if is_held(&error) && Instant::now() < self.until => {
+                    sleep(POLL_INTERVAL).await
+                }
                 done => return done,
             }
         }

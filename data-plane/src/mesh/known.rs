@@ -14,7 +14,7 @@ use super::ServiceSpec;
 /// When a service without instances is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// The most services without instances; over it those that have been empty for the longest time are forgotten.
-const MOST_EMPTY: usize = 1000;
+const MAX_EMPTY: usize = 1000;
 
 #[derive(Debug)]
 struct Known {
@@ -112,7 +112,7 @@ impl KnownServices {
             empty.push((since, name.clone()));
         }
         empty.sort();
-        let too_many = empty.len().saturating_sub(MOST_EMPTY);
+        let too_many = empty.len().saturating_sub(MAX_EMPTY);
         for (index, (since, name)) in empty.into_iter().enumerate() {
             if index < too_many || now.saturating_duration_since(since) >= self.forget_after {
                 self.services.remove(&name);
@@ -183,14 +183,14 @@ mod tests {
     #[test]
     fn of_too_many_the_oldest_go() {
         let (mut known, start) = (KnownServices::default(), Instant::now());
-        let names: Vec<String> = (0..=MOST_EMPTY).map(|n| format!("{n:04}")).collect();
+        let names: Vec<String> = (0..=MAX_EMPTY).map(|n| format!("{n:04}")).collect();
         let all: Vec<(&str, &[&str])> = names.iter().rev().map(|n| (n.as_str(), &[][..])).collect();
         for (second, gone) in (0..).zip([0, 1, 2, all.len()]) {
             let now = start + Duration::from_secs(second);
             let services = complete(&mut known, &all[gone..], now);
-            assert!(services.len() >= MOST_EMPTY);
+            assert!(services.len() >= MAX_EMPTY);
         }
-        assert_eq!(known.services.len(), MOST_EMPTY);
+        assert_eq!(known.services.len(), MAX_EMPTY);
         let first_gone = all[0].0;
         assert!(!known.services.contains_key(first_gone));
     }

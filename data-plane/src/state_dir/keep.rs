@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::StateDir;
 
 /// How soon a failed write (disk full, folder read-only) is retried, even if nothing changed.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl StateWriter {
             dir,
             file,
             rest,
-            again: TRY_AGAIN,
+            again: RETRY_PAUSE,
             loss,
             failing: false,
         }

@@ -30,7 +30,7 @@ const MAX_BYTES: u64 = 512 * 1024 * 1024;
 const MOST_BESIDE: usize = 64;
 /// How many files that were set aside are kept per name, the newest ones: for a person to look at, without filling the
 /// disk.
-const KEPT_ASIDE: usize = 3;
+const MAX_BAD_FILES: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
@@ -294,7 +294,7 @@ fn set_aside(dir: &Path, name: &str, why: &str) {
     }
     let mut kept = entries(dir, &format!("{name}.bad-"));
     kept.sort();
-    let too_many = kept.len().saturating_sub(KEPT_ASIDE);
+    let too_many = kept.len().saturating_sub(MAX_BAD_FILES);
     for old in kept.into_iter().take(too_many) {
         remove(&old);
     }

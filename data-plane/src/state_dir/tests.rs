@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{HEADER, KEPT_ASIDE, MAX_BYTES, StateDir, StateDirError, StateWriter, entries};
+use super::{HEADER, MAX_BAD_FILES, MAX_BYTES, StateDir, StateDirError, StateWriter, entries};
 
 fn asides(dir: &Path, name: &str) -> usize {
     entries(dir, &format!("{name}.bad-")).len()
@@ -49,7 +49,7 @@ fn a_file_mangled_at_any_byte_is_set_aside() {
     }
     assert_eq!(
         asides(temp.path(), "x"),
-        KEPT_ASIDE,
+        MAX_BAD_FILES,
         "the newest few are kept"
     );
     fs::write(&file, &whole).unwrap();

@@ -24,7 +24,7 @@ use crate::timers::Timer;
 /// Bytes read at once: what the kernel has for a busy connection in one turn.
 pub(super) const READ_BUFFER: usize = 128 * 1024;
 /// Delay before work that panicked is repeated: repeated panics must not keep the worker busy.
-const AFTER_PANIC: Duration = Duration::from_secs(1);
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs one worker until it gets `Command::Stop`.
 pub(super) fn run(init: WorkerInit) {
@@ -172,10 +172,10 @@ impl Worker {
     /// After a panic outside of any connection: the events of the turn are lost, and the kernel reports them only once.
     /// So everything is checked again.
     pub(super) fn recover(&mut self) {
-        self.exchange.recover(AFTER_PANIC);
+        self.exchange.recover(PANIC_PAUSE);
         let now = self.exchange.now();
         if self.drain.is_overdue(now) {
-            self.exchange.set_timer(now + AFTER_PANIC, Timer::DrainOver);
+            self.exchange.set_timer(now + PANIC_PAUSE, Timer::DrainOver);
         }
         for token in self.listeners.tokens() {
             self.listeners.watch_again(token);

@@ -13,7 +13,7 @@ use crate::state_dir::{StateDir, StateWriter};
 const FILE: &str = "xds";
 /// The least time between two writes; changes within it go into one more write. Each write saves the whole state and
 /// syncs the disk.
-const REST: Duration = Duration::from_millis(500);
+const WRITE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, PartialEq, Message)]
 struct LastGood {
@@ -87,7 +87,7 @@ pub struct Snapshot {
 /// Writes each newer snapshot, until the process ends. Nothing is written before the first complete answer, because a part of the
 /// mesh is no good state.
 pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
-    let mut keeper = StateWriter::new(dir, FILE, REST, "a restart begins with older state");
+    let mut keeper = StateWriter::new(dir, FILE, WRITE_PAUSE, "a restart begins with older state");
     let mut done = true;
     while !done || newest.changed().await.is_ok() {
         let snapshot = newest.borrow_and_update().clone();

@@ -14,8 +14,8 @@ use heddle_proto::count;
 use super::traffic::Counts;
 
 /// How often the counts are printed.
-const ON_TERMINAL: Duration = Duration::from_secs(1);
-const ELSEWHERE: Duration = Duration::from_secs(10);
+const TERMINAL_INTERVAL: Duration = Duration::from_secs(1);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 /// The most failures that are printed one by one in a second; the counts include the others.
 const MAX_FAILURES_SHOWN: u32 = 3;
 
@@ -60,9 +60,9 @@ impl Reporter {
 
     pub(super) fn pause(&self) -> Duration {
         if self.terminal {
-            ON_TERMINAL
+            TERMINAL_INTERVAL
         } else {
-            ELSEWHERE
+            PLAIN_INTERVAL
         }
     }
 

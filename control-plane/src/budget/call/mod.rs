@@ -24,9 +24,9 @@ use super::{
 };
 
 /// A message up to this size is covered by the charge of its call.
-const SMALL: usize = 16 << 10;
+const SMALL_MESSAGE_BYTES: usize = 16 << 10;
 /// The memory of a message in multiples of its size: its bytes until they are complete, and what is decoded from them.
-const FACTOR: usize = 3;
+const MESSAGE_COST_FACTOR: usize = 3;
 /// The longest message of any method (`session::MAX_MESSAGE_BYTES`). A message with a larger announced length is
 /// refused by its method, and nothing of it is kept.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -119,12 +119,13 @@ impl Admission {
 /// Reads a request to its end, so that a turn never waits for a client.
 async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, SMALL).collect().await.map_err(|error| {
-        match error.downcast_ref::<LengthLimitError>() {
+    let body = Limited::new(body, SMALL_MESSAGE_BYTES)
+        .collect()
+        .await
+        .map_err(|error| match error.downcast_ref::<LengthLimitError>() {
             Some(_) => Status::invalid_argument("the request is longer than 16 KiB"),
             None => Status::from_error(error),
-        }
-    });
+        });
     Ok(Request::from_parts(head, Body::new(body?)))
 }
 
@@ -159,8 +160,15 @@ where
             let message = this.message.lock();
             let mut message = message.unwrap_or_else(PoisonError::into_inner);
             let admitted = this.framing.feed(data, |length| {
-                let kept = length > SMALL && length <= MAX_MESSAGE;
-                message.set("this message", if kept { length * FACTOR } else { 0 })
+                let kept = length > SMALL_MESSAGE_BYTES && length <= MAX_MESSAGE;
+                message.set(
+                    "this message",
+                    if kept {
+                        length * MESSAGE_COST_FACTOR
+                    } else {
+                        0
+                    },
+                )
             });
             if let Err(refusal) = admitted {
                 count(&this.budget.refused().messages);
@@ -261,7 +269,7 @@ impl HttpBody for Outbound {
             ended => return Poll::Ready(ended),
         };
         let bytes = frame.data_ref().map_or(0, Bytes::len);
-        if bytes > SMALL
+        if bytes > SMALL_MESSAGE_BYTES
             && let Err(refusal) = this.part.set("this answer", bytes)
         {
             count(&this.budget.refused().answers);

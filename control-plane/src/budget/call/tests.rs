@@ -142,7 +142,7 @@ async fn a_turn_waits_for_no_client() {
         let call = admission.call(account.clone(), request, Routes::default());
         unread.push(call.await.unwrap());
     }
-    let long = list().body(http_body_util::Full::from(vec![0; SMALL + 1]));
+    let long = list().body(http_body_util::Full::from(vec![0; SMALL_MESSAGE_BYTES + 1]));
     let call = admission.call(account.clone(), long.unwrap(), Routes::default());
     assert_eq!(call.await.unwrap().headers()["grpc-status"], "3");
 }
@@ -155,7 +155,10 @@ async fn what_was_encoded_ahead_is_charged_and_sent_once() {
     let idle = budget.figures().1;
     let part = |bytes: usize| Ok::<_, Status>(Frame::data(Bytes::from(vec![0; bytes])));
     let mut answer = Outbound {
-        body: Body::new(StreamBody::new(stream::iter([part(SMALL + 1), part(5)]))),
+        body: Body::new(StreamBody::new(stream::iter([
+            part(SMALL_MESSAGE_BYTES + 1),
+            part(5),
+        ]))),
         part: account.charge(),
         refused: false,
         first: None,
@@ -164,9 +167,9 @@ async fn what_was_encoded_ahead_is_charged_and_sent_once() {
     };
     answer.encode().await;
     assert!(!answer.is_end_stream());
-    assert_eq!(budget.figures().1, idle + SMALL + 1);
+    assert_eq!(budget.figures().1, idle + SMALL_MESSAGE_BYTES + 1);
     let sent = answer.collect().await.unwrap().to_bytes();
-    assert_eq!(sent.len(), SMALL + 6);
+    assert_eq!(sent.len(), SMALL_MESSAGE_BYTES + 6);
     assert_eq!(budget.figures().1, idle);
 }
 

@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Events are kept for at least this long. If there are more than [`MAX_EVENTS`], the leader trims them.
-const KEPT: Duration = Duration::from_secs(3600);
+const RETENTION: Duration = Duration::from_secs(3600);
 /// Events of this period share a lease, which costs one grant.
-const SHARED: Duration = Duration::from_secs(600);
+const LEASE_SHARED_FOR: Duration = Duration::from_secs(600);
 pub(in crate::registry) const MAX_EVENTS: usize = 1000;
 /// The longest cause, in characters: causes are read by people.
 const MAX_CAUSE: usize = 1000;
@@ -138,11 +138,11 @@ impl EventRecorder {
     async fn lease(&self, registry: &Registry) -> Result<LeaseId, StoreError> {
         let mut held = self.lease.lock().await;
         if let Some((lease, since)) = *held
-            && since.elapsed() < SHARED
+            && since.elapsed() < LEASE_SHARED_FOR
         {
             return Ok(lease);
         }
-        let lease = registry.store().grant(KEPT + SHARED).await?;
+        let lease = registry.store().grant(RETENTION + LEASE_SHARED_FOR).await?;
         *held = Some((lease, Instant::now()));
         Ok(lease)
     }

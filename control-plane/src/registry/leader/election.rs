@@ -19,7 +19,7 @@ use crate::{
 /// The leader's key in the store.
 pub(super) const LEADER: &str = "sweeper";
 /// The pause after a failed attempt, and after which an attempt is made in case a change was missed.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Proves that its owner is the leader: a condition of everything that the leader writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub(super) async fn won(membership: &Membership, changes: &mut ViewChanges) -> F
             }
         }
         if registry.fencing_token().is_none() {
-            let _ = tokio::time::timeout(RETRY, changes.of_replicas()).await;
+            let _ = tokio::time::timeout(RETRY_PAUSE, changes.of_replicas()).await;
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The pause before a failed write is retried.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The processes of replicas, with their names.
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken, mut known: Kno
         }
         if let Some(error) = failed {
             tracing::warn!(%error, "cannot record that replicas have gone; retrying");
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
             continue;
         }
         known = Known(now);

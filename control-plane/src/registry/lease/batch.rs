@@ -19,7 +19,7 @@ pub(super) const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
 /// If a write removes more instances than this without a request, those of one transaction, service and cause share an
 /// event; otherwise each has its own. Without this limit, a node that drops a thousand instances would displace all
 /// other events.
-pub(super) const ONE_BY_ONE: usize = 100;
+pub(super) const MAX_SINGLE_EVENTS: usize = 100;
 /// The size of an event without its names and cause, rounded up.
 const EVENT_BYTES: usize = 256;
 
@@ -83,7 +83,7 @@ pub(super) fn transactions(
     entry: impl Fn(&NewEvent) -> EventEntry,
 ) -> Vec<Transaction> {
     let unrequested = writes.iter().filter(|write| write.unrequested.is_some());
-    let one_by_one = unrequested.count() <= ONE_BY_ONE;
+    let one_by_one = unrequested.count() <= MAX_SINGLE_EVENTS;
     let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
     let mut transactions = Vec::new();
     let mut open = Open::default();

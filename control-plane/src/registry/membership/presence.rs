@@ -22,7 +22,7 @@ use crate::{
 /// The kind of the event that a replica has left.
 pub(in crate::registry) const LEFT: &str = "replica-left";
 /// The longest time that a stopping replica waits for the store to end its lease.
-const LEAVE: Duration = Duration::from_secs(2);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The lease of this replica's record and, if it is the leader, of the leader's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Presence {
         };
         let registry = membership.registry();
         let ttl = registry.options().lease_ttl;
-        let patience = Instant::now() + ttl + ttl / 4;
+        let deadline = Instant::now() + ttl + ttl / 4;
         let mut changes = registry.subscribe();
         loop {
             match presence.take(true).await? {
@@ -83,7 +83,7 @@ impl Presence {
                     let name = &registry.options().replica;
                     tracing::info!(%name, "waiting until the lease of an earlier process with \
                         this replica's name expires");
-                    let change = tokio::time::timeout_at(patience, changes.of_replicas());
+                    let change = tokio::time::timeout_at(deadline, changes.of_replicas());
                     if change.await.is_err() {
                         return Err(RegistryError::ReplicaTaken {
                             name: name.clone(),
@@ -180,14 +180,14 @@ impl Presence {
         let lease = self.membership.lease();
         self.membership.set_lease(None);
         if let Some(lease) = lease {
-            match tokio::time::timeout(LEAVE, self.leave(lease)).await {
+            match tokio::time::timeout(LEAVE_TIMEOUT, self.leave(lease)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "cannot remove this replica's record");
                 }
                 Err(_) => {
                     tracing::warn!(
-                        "the store did not answer within {LEAVE:?}: this replica's record stays \
+                        "the store did not answer within {LEAVE_TIMEOUT:?}: this replica's record stays \
                          until its lease expires"
                     );
                 }

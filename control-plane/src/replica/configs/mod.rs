@@ -37,7 +37,7 @@ use crate::xds::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Requests that are answered at once; further ones wait as long as for a replica. Each keeps one piece of this replica
 /// in memory, and of each other replica what `peer` states: at most about 3 MiB, mostly less than 1.
-const QUESTIONS: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(crate) enum QueryError {
     #[error(transparent)]
     InvalidMatcher(#[from] InvalidMatcher),
     #[error(
-        "{QUESTIONS} CSDS requests are in progress, the limit: read their responses, or try again \
+        "{MAX_CONCURRENT} CSDS requests are in progress, the limit: read their responses, or try again \
          later"
     )]
     Busy,
@@ -89,7 +89,7 @@ impl MeshConfigs {
             name: name.into(),
             clients,
             peers,
-            questions: Arc::new(Semaphore::new(QUESTIONS)),
+            questions: Arc::new(Semaphore::new(MAX_CONCURRENT)),
             counters: Arc::default(),
         }
     }

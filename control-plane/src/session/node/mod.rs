@@ -247,8 +247,8 @@ impl Session {
         let message = ControlMessage {
             message: Some(message),
         };
-        let patience = self.registry.options().lease_ttl;
-        match timeout(patience, self.answers.send(Ok(message))).await {
+        let send_timeout = self.registry.options().lease_ttl;
+        match timeout(send_timeout, self.answers.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
             // The node has disconnected or does not read. A session that waited forever would not notice that it was
             // replaced.

@@ -26,9 +26,9 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * MAX_SCHEMA_BYTES;
 /// A stream without a Hello is closed after this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most queued answers. If the node does not read them, the session waits too, and the lease expires.
-const ANSWERS: usize = 64;
+const ANSWER_QUEUE: usize = 64;
 /// How long the final status waits for room in the queue.
-const FINAL_SEND: Duration = Duration::from_secs(1);
+const FINAL_SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The gRPC service for the control plane's server.
 #[must_use]
@@ -68,7 +68,7 @@ impl Sessions {
         inbound: impl Stream<Item = Result<NodeMessage, Status>> + Send + 'static,
         caller: &Caller,
     ) -> ReceiverStream<Answer> {
-        let (answers, out) = mpsc::channel(ANSWERS);
+        let (answers, out) = mpsc::channel(ANSWER_QUEUE);
         let inbound: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(inbound);
         let opening = Opening {
             registry: self.registry.clone(),
@@ -83,7 +83,7 @@ impl Sessions {
             let end = opening.run(stop).await;
             if let Err(End::Refused(status)) = end {
                 // The node may have disconnected, or may not read: its lease expires in any case.
-                let _ = tokio::time::timeout(FINAL_SEND, answers.send(Err(*status))).await;
+                let _ = tokio::time::timeout(FINAL_SEND_TIMEOUT, answers.send(Err(*status))).await;
             }
         });
         ReceiverStream::new(out)

@@ -31,15 +31,15 @@ use crate::{
 };
 
 /// The most instances in one message of a watch, and their bytes. A larger instance is sent in a message of its own.
-const CHUNK: usize = 500;
+const CHUNK_INSTANCES: usize = 500;
 const CHUNK_BYTES: usize = 256 << 10;
 /// The most messages queued for a watcher. Further changes are merged.
-const WAITING: usize = 1;
+const ANSWER_QUEUE: usize = 1;
 /// The bytes charged for a watch, with a queued message and one being built; and for each instance that was sent.
-const WATCH: usize = 64 << 10;
-const WATCHED: usize = 128;
+const WATCH_COST: usize = 64 << 10;
+const INSTANCE_COST: usize = 128;
 /// How long the final status waits for the client to read.
-const FINAL_SEND: Duration = Duration::from_secs(60);
+const FINAL_SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Changes within this time are sent together, so that a service that changes all the time does not cause a message per
 /// change.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -119,7 +119,7 @@ impl Api for RegistryApi {
         request: Request<WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
         let wanted = parse_filter(&request.get_ref().service)?;
-        let (out, answers) = mpsc::channel(WAITING);
+        let (out, answers) = mpsc::channel(ANSWER_QUEUE);
         let account = Caller::of(&request)?.account().clone();
         let mut watcher = Watcher {
             changes: self.registry.subscribe(),
@@ -193,7 +193,7 @@ impl Watcher {
             account.count_refused();
             // A client that does not read never gets this status; nothing more is charged to it meanwhile.
             let sent = out.send(Err(refusal.into()));
-            let _ = tokio::time::timeout(FINAL_SEND, sent).await;
+            let _ = tokio::time::timeout(FINAL_SEND_TIMEOUT, sent).await;
         }
     }
 
@@ -273,7 +273,7 @@ impl Watcher {
     /// Charges the client for this many instances.
     fn admit(&mut self, instances: usize) -> Result<(), Refusal> {
         self.instances = instances;
-        let bytes = WATCH + instances * WATCHED;
+        let bytes = WATCH_COST + instances * INSTANCE_COST;
         self.charge.set("this watch of instances", bytes)
     }
 
@@ -288,7 +288,7 @@ impl Watcher {
             drop(turn);
             self.send(message).await?;
         }
-        for ids in difference.removed.chunks(CHUNK) {
+        for ids in difference.removed.chunks(CHUNK_INSTANCES) {
             let removed = ids.iter();
             let message = WatchInstancesResponse {
                 removed: removed
@@ -315,13 +315,13 @@ impl Watcher {
     }
 }
 
-/// The next instances of a watch that one message holds: at most [`CHUNK`] and [`CHUNK_BYTES`], but at least one.
+/// The next instances of a watch that one message holds: at most [`CHUNK_INSTANCES`] and [`CHUNK_BYTES`], but at least one.
 fn next_chunk(
     view: &View,
     changed: &mut Peekable<impl Iterator<Item = Changed>>,
 ) -> Vec<InstanceStatus> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
-    while chunk.len() < CHUNK
+    while chunk.len() < CHUNK_INSTANCES
         && let Some((_, instance, _)) = changed.peek()
     {
         let status = describe(view, instance);

@@ -8,7 +8,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::{Client, ClientVariant, Flavor, HeldResources, revision_of};
+use super::{Client, ClientResources, ClientVariant, Flavor, revision_of};
 use crate::{
     snapshot::Kind,
     xds::{Delta, Variant},
@@ -50,15 +50,19 @@ impl ClientVariant for Delta {
         revision_of(&response.system_version_info)
     }
 
-    fn apply(held: &mut HeldResources, kind: Kind, response: &Response) -> Result<(), String> {
+    fn apply(
+        resources: &mut ClientResources,
+        kind: Kind,
+        response: &Response,
+    ) -> Result<(), String> {
         for bytes in &response.resources {
             let resource = Resource::decode(bytes.clone()).map_err(|error| error.to_string())?;
             let value = resource.resource.map(|any| any.value).unwrap_or_default();
-            held.put(kind, &resource.name, &resource.version, &value)?;
+            resources.put(kind, &resource.name, &resource.version, &value)?;
         }
         for name in &response.removed_resources {
             // A cluster whose endpoints are removed stays; they are sent again once there are some.
-            held.remove(kind, name);
+            resources.remove(kind, name);
         }
         Ok(())
     }
@@ -89,12 +93,18 @@ impl ClientVariant for Delta {
 /// Requests what the client's resources refer to, and ends the requests for what they no longer refer to.
 fn follow(client: &Client, requested: &mut Requested, first: bool) -> Vec<DeltaDiscoveryRequest> {
     let wanted = client.state(|state| match client.flavor {
-        Flavor::Proxy => vec![(Kind::Endpoint, state.held.names(Kind::Cluster))],
+        Flavor::Proxy => vec![(Kind::Endpoint, state.resources.names(Kind::Cluster))],
         Flavor::EnvoyDelta => vec![
-            (Kind::Endpoint, state.held.names(Kind::Cluster)),
+            (Kind::Endpoint, state.resources.names(Kind::Cluster)),
             (
                 Kind::Route,
-                state.held.listeners.values().flatten().cloned().collect(),
+                state
+                    .resources
+                    .listeners
+                    .values()
+                    .flatten()
+                    .cloned()
+                    .collect(),
             ),
         ],
         _ => vec![],
@@ -130,11 +140,15 @@ fn question(
     kind: Kind,
     names: impl IntoIterator<Item = String>,
 ) -> DeltaDiscoveryRequest {
-    let held = client.state(|state| state.held.versions.get(&kind).cloned());
+    let resources = client.state(|state| state.resources.versions.get(&kind).cloned());
     DeltaDiscoveryRequest {
         type_url: kind.url().to_owned(),
         resource_names_subscribe: names.into_iter().collect(),
-        initial_resource_versions: held.flatten().unwrap_or_default().into_iter().collect(),
+        initial_resource_versions: resources
+            .flatten()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
         ..DeltaDiscoveryRequest::default()
     }
 }

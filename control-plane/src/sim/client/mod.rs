@@ -26,10 +26,10 @@ use crate::{
 };
 
 mod delta;
-mod held;
+mod resources;
 mod sotw;
 
-pub(super) use held::HeldResources;
+pub(super) use resources::ClientResources;
 
 /// The kind of client: what it requests, and in which variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +67,12 @@ impl Flavor {
 }
 
 /// Starts a process of a client, with the resources of its predecessor.
-pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: HeldResources) {
+pub(super) fn start(simulation: &Simulation, random: Random, n: usize, resources: ClientResources) {
     let life = CancellationToken::new();
-    let flavor = held.flavor;
+    let flavor = resources.flavor;
     simulation.log(format_args!("{} starts: {flavor:?}", Who::Client(n)));
     let state = ClientState {
-        held,
+        resources,
         life: life.clone(),
         connected: None,
         lost_there: CancellationToken::new(),
@@ -91,11 +91,11 @@ pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: Hel
 }
 
 /// Kills it. Returns what it has on disk, for the next process.
-pub(super) fn kill(simulation: &Simulation, n: usize) -> Option<HeldResources> {
+pub(super) fn kill(simulation: &Simulation, n: usize) -> Option<ClientResources> {
     let state = lock(&simulation.client_states).remove(&n)?;
     simulation.log(format_args!("{} is killed", Who::Client(n)));
     state.life.cancel();
-    Some(state.held)
+    Some(state.resources)
 }
 
 struct Client {
@@ -116,8 +116,11 @@ trait ClientVariant: Variant<Request: Send, Response: Send> + Sized {
     fn kind(response: &Self::Response) -> Option<Kind>;
     fn revision_of_view(response: &Self::Response) -> Option<u64>;
     /// Applies a response.
-    fn apply(held: &mut HeldResources, kind: Kind, response: &Self::Response)
-    -> Result<(), String>;
+    fn apply(
+        resources: &mut ClientResources,
+        kind: Kind,
+        response: &Self::Response,
+    ) -> Result<(), String>;
     /// The answer to a response, and the requests that follow it.
     fn answers(
         client: &Client,
@@ -196,7 +199,7 @@ impl Client {
             state.connected = Some((replica, now));
             state.lost_there = socket.lost_there.clone();
             state.rejected = false;
-            state.held.answered.clear();
+            state.resources.answered.clear();
         });
         let mut requested = V::Requested::default();
         for request in V::first(self, &mut requested) {
@@ -255,20 +258,31 @@ impl Client {
         let revision = V::revision_of_view(response).unwrap_or(0);
         let rejected = self.random.chance(6);
         let done = self.state(|state| {
-            invariants::on_revision(&self.simulation, self.who, &mut state.held, kind, revision);
+            invariants::on_revision(
+                &self.simulation,
+                self.who,
+                &mut state.resources,
+                kind,
+                revision,
+            );
             if rejected {
                 state.rejected = true;
                 return Ok::<_, String>(Vec::new());
             }
-            state.held.answered.insert(kind);
-            let before = state.held.addresses();
-            V::apply(&mut state.held, kind, response)?;
-            invariants::on_taken(&self.simulation, self.who, &before, &state.held.addresses());
+            state.resources.answered.insert(kind);
+            let before = state.resources.addresses();
+            V::apply(&mut state.resources, kind, response)?;
+            invariants::on_taken(
+                &self.simulation,
+                self.who,
+                &before,
+                &state.resources.addresses(),
+            );
             // After a rejection, missing resources are the client's own fault.
             Ok(if state.rejected {
                 vec![]
             } else {
-                state.held.faults()
+                state.resources.faults()
             })
         });
         let verb = if rejected { "rejects" } else { "takes" };
@@ -297,7 +311,7 @@ impl Client {
 
     /// The node for the first request of a stream.
     fn node(&self) -> Node {
-        let seen = self.state(|state| state.held.seen).unwrap_or(0);
+        let seen = self.state(|state| state.resources.seen).unwrap_or(0);
         let mut words = vec![];
         if self.flavor.is_proxy() {
             words.push(("role", "proxy".to_owned()));

@@ -14,7 +14,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::{Client, ClientVariant, Flavor, HeldResources, revision_of};
+use super::{Client, ClientResources, ClientVariant, Flavor, revision_of};
 use crate::{
     snapshot::Kind,
     xds::{Sotw, Variant},
@@ -44,35 +44,44 @@ impl ClientVariant for Sotw {
         revision_of(&response.version_info)
     }
 
-    fn apply(held: &mut HeldResources, kind: Kind, response: &Response) -> Result<(), String> {
+    fn apply(
+        resources: &mut ClientResources,
+        kind: Kind,
+        response: &Response,
+    ) -> Result<(), String> {
         let mut sent = BTreeSet::new();
         for bytes in &response.resources {
             let any = Any::decode(bytes.clone()).map_err(|error| error.to_string())?;
             let name = name_of(kind, &any.value).map_err(|error| error.to_string())?;
-            held.put(kind, &name, &response.version_info, &any.value)?;
+            resources.put(kind, &name, &response.version_info, &any.value)?;
             sent.insert(name);
         }
         // Clusters and listeners that are missing in a response are deleted (xDS, "Deleting Resources").
         if matches!(kind, Kind::Cluster | Kind::Listener) {
-            for gone in held.names(kind).difference(&sent) {
-                held.remove(kind, gone);
+            for gone in resources.names(kind).difference(&sent) {
+                resources.remove(kind, gone);
             }
         }
         // Clients drop what nothing refers to any more.
-        let routes: BTreeSet<String> = held.listeners.values().flatten().cloned().collect();
-        for gone in held.names(Kind::Route).difference(&routes) {
-            held.remove(Kind::Route, gone);
+        let routes: BTreeSet<String> = resources.listeners.values().flatten().cloned().collect();
+        for gone in resources.names(Kind::Route).difference(&routes) {
+            resources.remove(Kind::Route, gone);
         }
-        if held.flavor == Flavor::Grpc {
-            for gone in held.names(Kind::Cluster).difference(&held.targets()) {
-                held.remove(Kind::Cluster, gone);
+        if resources.flavor == Flavor::Grpc {
+            for gone in resources
+                .names(Kind::Cluster)
+                .difference(&resources.targets())
+            {
+                resources.remove(Kind::Cluster, gone);
             }
         }
-        let clusters = held.names(Kind::Cluster);
-        for gone in held.names(Kind::Endpoint).difference(&clusters) {
-            held.remove(Kind::Endpoint, gone);
+        let clusters = resources.names(Kind::Cluster);
+        for gone in resources.names(Kind::Endpoint).difference(&clusters) {
+            resources.remove(Kind::Endpoint, gone);
         }
-        held.accepted.insert(kind, response.version_info.clone());
+        resources
+            .accepted
+            .insert(kind, response.version_info.clone());
         Ok(())
     }
 
@@ -106,17 +115,17 @@ impl ClientVariant for Sotw {
 /// What the client wants of each type that it now requests; an empty list is the wildcard.
 fn wanted(client: &Client) -> BTreeMap<Kind, Vec<String>> {
     let wanted = client.state(|state| {
-        let held = &state.held;
-        let clusters: Vec<String> = held.names(Kind::Cluster).into_iter().collect();
-        let routes: BTreeSet<String> = held.listeners.values().flatten().cloned().collect();
+        let resources = &state.resources;
+        let clusters: Vec<String> = resources.names(Kind::Cluster).into_iter().collect();
+        let routes: BTreeSet<String> = resources.listeners.values().flatten().cloned().collect();
         let routes: Vec<String> = routes.into_iter().collect();
         let mut wanted = BTreeMap::new();
         if client.flavor == Flavor::Envoy {
             wanted.insert(Kind::Cluster, vec![]);
             wanted.insert(Kind::Listener, vec![]);
         } else {
-            wanted.insert(Kind::Listener, vec![held.service.clone()]);
-            let to = held.targets();
+            wanted.insert(Kind::Listener, vec![resources.service.clone()]);
+            let to = resources.targets();
             if !to.is_empty() {
                 wanted.insert(Kind::Cluster, to.into_iter().collect());
             }
@@ -162,7 +171,7 @@ fn request(
     kind: Kind,
     (names, nonce): &(Vec<String>, String),
 ) -> DiscoveryRequest {
-    let accepted = client.state(|state| state.held.accepted.get(&kind).cloned());
+    let accepted = client.state(|state| state.resources.accepted.get(&kind).cloned());
     DiscoveryRequest {
         type_url: kind.url().to_owned(),
         version_info: accepted.flatten().unwrap_or_default(),

@@ -10,7 +10,7 @@ use heddle_proto::store::v1::{AliveRecord, InstanceRecord, NodeRecord};
 use prost::Message as _;
 
 use super::{
-    client::{Flavor, HeldResources, revision_of},
+    client::{ClientResources, Flavor, revision_of},
     simulation::{Simulation, Who, lock},
 };
 use crate::{
@@ -228,16 +228,16 @@ fn on_suspect(simulation: &Simulation, machine: &Machine, node: &str) {
 pub(super) fn on_revision(
     simulation: &Simulation,
     who: Who,
-    held: &mut HeldResources,
+    resources: &mut ClientResources,
     kind: Kind,
     revision: u64,
 ) {
-    let seen = match held.flavor {
+    let seen = match resources.flavor {
         // In node metadata: the newest revision that it saw.
-        Flavor::Proxy | Flavor::Everything => held.seen,
+        Flavor::Proxy | Flavor::Everything => resources.seen,
         // In `version_info`: what it accepted of this type.
         Flavor::Envoy | Flavor::Grpc => {
-            let accepted = held.accepted.get(&kind);
+            let accepted = resources.accepted.get(&kind);
             accepted
                 .and_then(|version| revision_of(version))
                 .unwrap_or(0)
@@ -253,7 +253,7 @@ pub(super) fn on_revision(
             ),
         );
     }
-    held.seen = held.seen.max(revision);
+    resources.seen = resources.seen.max(revision);
 }
 
 /// A client has applied a response.
@@ -304,10 +304,10 @@ pub(super) fn on_acknowledged(
             .connected
             .is_some_and(|(to, since)| to == replica && since < queried_at);
         let service = instance.service.to_string();
-        let Some(endpoints) = state.held.endpoints.get(&service) else {
+        let Some(endpoints) = state.resources.endpoints.get(&service) else {
             continue;
         };
-        let told = state.held.answered.contains(&Kind::Endpoint) && !state.rejected;
+        let told = state.resources.answered.contains(&Kind::Endpoint) && !state.rejected;
         let here = here && !state.lost_there.is_cancelled();
         // It may have been registered again meanwhile: only what the store no longer has counts.
         for address in endpoints.keys().filter(gone) {

@@ -11,7 +11,7 @@ use heddle_proto::paths::Owner;
 use super::expected::{Stored, is_contested, read, rightful, wanted};
 use crate::{
     sim::{
-        client::{Flavor, HeldResources},
+        client::{ClientResources, Flavor},
         node::SHARED,
         replica::SUSPECT_FOR,
         simulation::{ClientState, Simulation, Who, lock},
@@ -137,17 +137,17 @@ fn look_at_client(
     if !served || state.rejected {
         return;
     }
-    let held = state.held.addresses();
+    let resources = state.resources.addresses();
     for (address, (_, service, health)) in &stored.instances {
-        let its_own = state.held.flavor != Flavor::Grpc || state.held.service == *service;
-        let its_own = its_own && state.held.flavor.receives(*health);
-        if its_own && !held.contains(address) {
+        let its_own = state.resources.flavor != Flavor::Grpc || state.resources.service == *service;
+        let its_own = its_own && state.resources.flavor.receives(*health);
+        if its_own && !resources.contains(address) {
             wrong.insert(Wrong::NotAtClient(n, address.clone()), LAG);
         }
     }
-    for address in held {
+    for address in resources {
         let there = stored.instances.get(&address);
-        if !there.is_some_and(|(.., health)| state.held.flavor.receives(*health)) {
+        if !there.is_some_and(|(.., health)| state.resources.flavor.receives(*health)) {
             wrong.insert(Wrong::StillAtClient(n, address), LAG);
         }
     }
@@ -179,12 +179,12 @@ pub(in crate::sim) fn converged(simulation: &Simulation) {
         if state.connected.is_none() {
             simulation.broken("I3 convergence", format_args!("c{n} is not connected"));
         }
-        for fault in differs(&state.held, &stored) {
+        for fault in differs(&state.resources, &stored) {
             simulation.broken("I3 convergence", format_args!("c{n}: {fault}"));
         }
-        let proxy = state.held.flavor.is_proxy();
-        let delta = proxy || state.held.flavor == Flavor::EnvoyDelta;
-        for (kind, names) in state.held.versions.iter().filter(|_| delta) {
+        let proxy = state.resources.flavor.is_proxy();
+        let delta = proxy || state.resources.flavor == Flavor::EnvoyDelta;
+        for (kind, names) in state.resources.versions.iter().filter(|_| delta) {
             for (name, version) in names {
                 let key = (proxy && *kind == Kind::Endpoint, *kind, name.clone());
                 let first = versions.entry(key).or_insert_with(|| version.clone());
@@ -288,24 +288,24 @@ fn paths_are_owned(simulation: &Simulation, stored: &Stored) {
     }
 }
 
-fn differs(held: &HeldResources, stored: &Stored) -> Vec<String> {
+fn differs(resources: &ClientResources, stored: &Stored) -> Vec<String> {
     let mut faults = Vec::new();
-    let services: BTreeSet<String> = if held.flavor == Flavor::Grpc {
+    let services: BTreeSet<String> = if resources.flavor == Flavor::Grpc {
         stored
             .services
             .iter()
-            .filter(|service| **service == held.service)
+            .filter(|service| **service == resources.service)
             .cloned()
             .collect()
     } else {
         stored.services.clone()
     };
     let mut kinds = vec![Kind::Cluster, Kind::Endpoint];
-    if held.flavor.is_proxy() {
+    if resources.flavor.is_proxy() {
         kinds.push(Kind::ServiceIndex);
     }
     for kind in kinds {
-        let names = held.names(kind);
+        let names = resources.names(kind);
         if names != services {
             faults.push(format!(
                 "holds {} {names:?}, the store has {services:?}",
@@ -317,11 +317,15 @@ fn differs(held: &HeldResources, stored: &Stored) -> Vec<String> {
         let of_it = stored
             .instances
             .iter()
-            .filter(|(_, (_, of, health))| of == service && held.flavor.receives(*health));
+            .filter(|(_, (_, of, health))| of == service && resources.flavor.receives(*health));
         let want: BTreeMap<String, i32> = of_it
             .map(|(address, (.., health))| (address.clone(), *health))
             .collect();
-        let have = held.endpoints.get(service).cloned().unwrap_or_default();
+        let have = resources
+            .endpoints
+            .get(service)
+            .cloned()
+            .unwrap_or_default();
         if have != want {
             faults.push(format!("{service} is {have:?}, the store has {want:?}"));
         }

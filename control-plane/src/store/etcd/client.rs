@@ -33,7 +33,7 @@ use super::{
 use crate::store::{Revision, StoreError};
 
 /// How long one member may take for an answer that another member could give too.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The first and the longest pause between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -146,7 +146,7 @@ impl Client {
             let member = self.current();
             let left = end.saturating_duration_since(Instant::now());
             let bound = match again {
-                Again::Harmless => left.min(ATTEMPT),
+                Again::Harmless => left.min(ATTEMPT_TIMEOUT),
                 Again::IfNotDone => left,
             };
             let attempt = timeout(bound, self.attempt(member, path, request.clone()));
@@ -239,9 +239,11 @@ impl Client {
                 .await
                 .map_err(|status| classify(&status))
         };
-        match timeout(ATTEMPT, open).await {
+        match timeout(ATTEMPT_TIMEOUT, open).await {
             Ok(opened) => Ok(opened?.into_inner()),
-            Err(_) => Err(Fault::NotDone(format!("no answer within {ATTEMPT:?}"))),
+            Err(_) => Err(Fault::NotDone(format!(
+                "no answer within {ATTEMPT_TIMEOUT:?}"
+            ))),
         }
     }
 

@@ -16,7 +16,7 @@ use tonic::Streaming;
 
 use super::{
     api,
-    client::{ATTEMPT, Client},
+    client::{ATTEMPT_TIMEOUT, Client},
     fault::Fault,
     translate,
 };
@@ -94,9 +94,9 @@ impl Task {
             Err(fault) => return End::Broken(fault),
         };
         loop {
-            let patience = self.sent.front().map(|sent| *sent + ATTEMPT);
+            let deadline = self.sent.front().map(|sent| *sent + ATTEMPT_TIMEOUT);
             let overdue = async {
-                match patience {
+                match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -114,7 +114,7 @@ impl Task {
                     }
                 }
                 () = overdue => {
-                    return End::Broken(Fault::NotDone(format!("no answer to a keep-alive within {ATTEMPT:?}")));
+                    return End::Broken(Fault::NotDone(format!("no answer to a keep-alive within {ATTEMPT_TIMEOUT:?}")));
                 }
             }
         }

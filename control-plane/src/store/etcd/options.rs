@@ -10,7 +10,7 @@ use crate::store::StoreError;
 /// The longest prefix: with it, the longest transaction still fits into a request of etcd.
 const MAX_PREFIX_BYTES: usize = 64;
 /// The time limit for connecting.
-const CONNECT: Duration = Duration::from_millis(1500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The interval of keep-alive pings on connections with open calls. etcd closes a connection with more than one in 5 s.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -51,9 +51,9 @@ impl EtcdOptions {
             let wrong = |cause: String| self.wrong(cause);
             let mut endpoint = Endpoint::from_shared(url.clone())
                 .map_err(|error| wrong(format!("{url} is not an address: {error}")))?
-                .connect_timeout(CONNECT)
+                .connect_timeout(CONNECT_TIMEOUT)
                 .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(CONNECT)
+                .keep_alive_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true);
             if let Some(tls) = &tls {
                 endpoint = endpoint.tls_config(tls.clone()).map_err(|error| {

@@ -10,13 +10,13 @@ use heddle_pacing::doubled;
 use rustc_hash::FxHashMap;
 
 /// Number of calls in a row without an answer that eject an instance.
-pub const RUN: u32 = 5;
+pub const UNANSWERED_RUN: u32 = 5;
 /// A run ends if no call has been added to it for this long.
 pub const RUN_GAP: Duration = Duration::from_secs(120);
 /// Duration of the first ejection, until a call probes the instance; doubles with each probe that fails.
-pub const BASE: Duration = Duration::from_secs(1);
+pub const FIRST_EJECTION: Duration = Duration::from_secs(1);
 /// The longest wait for the next probe.
-pub const LONGEST: Duration = Duration::from_secs(30);
+pub const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// For each such time that an instance has answered after an ejection, one doubling is undone.
 pub const DECAY_EVERY: Duration = Duration::from_secs(10);
 /// A cancelled call counts only if it lasted at least this long, and `CANCEL_FACTOR` times the usual latency of the
@@ -25,9 +25,9 @@ pub const CANCELLED_AFTER: Duration = Duration::from_secs(1);
 /// See [`CANCELLED_AFTER`].
 pub const CANCEL_FACTOR: u32 = 4;
 /// Least latency that is assumed for a call that ended by its deadline: clearly slower than fast.
-const SLOW: Duration = Duration::from_millis(100);
+const DEADLINE_LATENCY: Duration = Duration::from_millis(100);
 /// Least latency that is assumed for a call that the instance reset, or whose connection was lost.
-const FAILED: Duration = Duration::from_secs(1);
+const FAILURE_LATENCY: Duration = Duration::from_secs(1);
 
 /// How an attempt ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ impl Unanswered {
         match self.end {
             End::Cancelled => waited,
             End::Deadline if waited < self.usual => waited,
-            End::Deadline => waited.max(SLOW),
-            End::Reset | End::Lost => waited.max(FAILED),
+            End::Deadline => waited.max(DEADLINE_LATENCY),
+            End::Reset | End::Lost => waited.max(FAILURE_LATENCY),
         }
     }
 }
@@ -186,7 +186,7 @@ impl PassiveHealth {
         if !record.counts(call, now) {
             return None;
         }
-        let full = record.run >= RUN;
+        let full = record.run >= UNANSWERED_RUN;
         let out = self.out.get(service).map_or(0, Vec::len);
         if !full || out >= most_out(usable) {
             return None;
@@ -340,7 +340,8 @@ impl Record {
 
 /// The time until the next probe, randomized by a tenth, so that workers and nodes do not probe at the same moment.
 fn wait(times: u32, random: f64) -> Duration {
-    doubled(BASE, times.saturating_sub(1), LONGEST).mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
+    doubled(FIRST_EJECTION, times.saturating_sub(1), LONGEST_EJECTION)
+        .mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl Bench {
     }
 
     fn eject(&mut self, uid: u64) -> Ejection {
-        for _ in 1..RUN {
+        for _ in 1..UNANSWERED_RUN {
             assert_eq!(self.deadline(uid), None);
         }
         self.deadline(uid).expect("the run is full")
@@ -65,7 +65,7 @@ impl Bench {
 fn calls_in_a_row_without_an_answer_eject_and_one_answer_ends_the_run() {
     let mut bench = Bench::new(2);
     for _ in 0..3 {
-        for _ in 1..RUN {
+        for _ in 1..UNANSWERED_RUN {
             assert_eq!(bench.deadline(1), None);
         }
         assert!(!bench.health.answered(1, bench.now), "it was not ejected");
@@ -73,7 +73,7 @@ fn calls_in_a_row_without_an_answer_eject_and_one_answer_ends_the_run() {
     assert_eq!(
         bench.eject(1),
         Ejection {
-            time: BASE,
+            time: FIRST_EJECTION,
             times: 1
         }
     );
@@ -113,9 +113,9 @@ fn a_probe_that_fails_doubles_the_time_and_one_answer_returns_the_instance() {
 fn a_probe_that_never_ends_holds_up_the_next_no_longer_than_one_that_fails() {
     let mut bench = Bench::new(2);
     bench.eject(1);
-    bench.now += BASE;
+    bench.now += FIRST_EJECTION;
     bench.probe(1);
-    bench.now += BASE;
+    bench.now += FIRST_EJECTION;
     bench.probe(1);
 }
 
@@ -136,7 +136,7 @@ fn calls_that_were_sent_before_the_ejection_do_not_lengthen_it() {
             .unanswered((&bench.service, 2), 1, call, now, 0.5);
         assert_eq!(more, None);
     }
-    bench.now += BASE;
+    bench.now += FIRST_EJECTION;
     assert_eq!(bench.availability(1), Availability::Probe);
 }
 
@@ -150,12 +150,12 @@ fn a_caller_in_a_hurry_says_nothing_of_the_instance() {
         assert_eq!(bench.end(1, End::Cancelled, MS * 3000, MS * 2000), None);
     }
     assert_eq!(bench.availability(1), Availability::In);
-    for _ in 1..RUN {
+    for _ in 1..UNANSWERED_RUN {
         assert_eq!(bench.end(1, End::Cancelled, MS * 1500, MS * 5), None);
     }
     assert!(bench.end(1, End::Cancelled, MS * 1500, MS * 5).is_some());
     // The same holds for a probe.
-    bench.now += BASE;
+    bench.now += FIRST_EJECTION;
     bench.probe(1);
     assert_eq!(bench.end(1, End::Cancelled, MS * 10, MS * 5), None);
 }
@@ -166,7 +166,7 @@ fn a_connection_that_breaks_under_many_calls_is_one_event() {
     for _ in 0..50 {
         assert_eq!(bench.end(1, End::Lost, Duration::ZERO, MS), None);
     }
-    for _ in 2..RUN {
+    for _ in 2..UNANSWERED_RUN {
         assert_eq!(bench.end(1, End::Lost, MS, MS), None);
     }
     assert!(bench.end(1, End::Lost, MS, MS).is_some());
@@ -187,7 +187,7 @@ fn at_least_half_of_the_instances_stay_in() {
         let mut bench = Bench::new(usable);
         let uids = 1..=usable as u64;
         for uid in uids.clone() {
-            for _ in 0..RUN * 2 {
+            for _ in 0..UNANSWERED_RUN * 2 {
                 bench.deadline(uid);
             }
         }
@@ -235,9 +235,9 @@ fn a_failure_that_comes_fast_does_not_count_as_fast() {
         };
         call.latency(now + waited)
     };
-    assert_eq!(latency(End::Reset, MS, MS), FAILED);
+    assert_eq!(latency(End::Reset, MS, MS), FAILURE_LATENCY);
     assert_eq!(latency(End::Lost, MS * 5000, MS), MS * 5000);
-    assert_eq!(latency(End::Deadline, MS * 5, MS), SLOW);
+    assert_eq!(latency(End::Deadline, MS * 5, MS), DEADLINE_LATENCY);
     assert_eq!(latency(End::Deadline, MS * 5, MS * 50), MS * 5);
     assert_eq!(latency(End::Cancelled, MS * 5, MS), MS * 5);
 }
@@ -267,7 +267,7 @@ proptest! {
             }
             let out: BTreeSet<u64> = bench.health.ejected().map(|(_, uid)| uid).collect();
             prop_assert!(out.len() <= most_out(usable));
-            let later = bench.now + LONGEST * 2;
+            let later = bench.now + LONGEST_EJECTION * 2;
             for uid in 1..=usable as u64 {
                 let availability = bench.health.availability(uid, bench.now);
                 prop_assert_eq!(availability != Availability::In, out.contains(&uid));
@@ -383,7 +383,7 @@ fn beside_a_hung_instance_callers_lose_their_first_calls_and_then_a_probe_now_an
         let then = service.run(MS * 60_000, callers, MS * 250, hung);
         assert!(then.failed <= 6, "{callers} callers: {then:?}");
         // It answers again: within the longest wait it gets its share of the calls.
-        service.run(LONGEST * 2, callers, MS * 250, |_| Some(MS * 5));
+        service.run(LONGEST_EJECTION * 2, callers, MS * 250, |_| Some(MS * 5));
         assert!(!service.health.has_ejected());
         let before = service.loads[&1].0.estimate(service.now);
         assert!(before < MS * 20, "{before:?}");
@@ -398,7 +398,7 @@ fn deadlines_that_the_service_cannot_keep_take_out_no_more_than_half_and_for_no_
     service.run(MS * 5000, 8, MS * 50, slow);
     let out = service.health.ejected().count();
     assert!(out <= 2, "{out}");
-    let then = service.run(LONGEST * 3, 8, MS * 2000, slow);
+    let then = service.run(LONGEST_EJECTION * 3, 8, MS * 2000, slow);
     assert_eq!((then.failed, service.health.has_ejected()), (0, false));
     // There were also callers with enough time: the usual latency is known, and nobody is ejected.
     let short = service.run(MS * 5000, 8, MS * 50, slow);

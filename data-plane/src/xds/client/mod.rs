@@ -47,7 +47,7 @@ pub(super) use stream::node;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(3);
 /// Timeout for opening the stream and for sending a request.
-const OPENING: Duration = Duration::from_secs(5);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest response, in bytes; one may contain the whole mesh.
 const MAX_RESPONSE: usize = 256 * 1024 * 1024;
 /// The most requests for descriptors that wait for an answer.
@@ -185,7 +185,7 @@ impl XdsClient {
             self.channel.send_replace(None);
             self.note_behind(behind, &mut behind_since);
             self.log_broken(url, why);
-            if started.elapsed() > OPENING {
+            if started.elapsed() > OPEN_TIMEOUT {
                 backoff.reset();
             }
             self.handling_uses(true, sleep(backoff.fail())).await;
@@ -422,9 +422,9 @@ impl XdsClient {
 
 /// Limits the wait for a replica that does not answer.
 async fn in_time<T, E: From<String>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    match timeout(OPENING, work).await {
+    match timeout(OPEN_TIMEOUT, work).await {
         Ok(done) => done,
-        Err(_) => Err(format!("no answer within {OPENING:?}").into()),
+        Err(_) => Err(format!("no answer within {OPEN_TIMEOUT:?}").into()),
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::{ClientIdentity, MAX_WANTED, OPENING};
+use super::{ClientIdentity, MAX_WANTED, OPEN_TIMEOUT};
 use crate::xds::{
     ASSIGNMENT, CLUSTER, INDEX, SCHEMA,
     demand::Demand,
@@ -191,10 +191,10 @@ impl Stream {
     }
 
     async fn send(&self, request: DeltaDiscoveryRequest) -> Result<(), String> {
-        match timeout(OPENING, self.requests.send(request)).await {
+        match timeout(OPEN_TIMEOUT, self.requests.send(request)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("it ended the stream".into()),
-            Err(_) => Err(format!("it has read nothing for {OPENING:?}")),
+            Err(_) => Err(format!("it has read nothing for {OPEN_TIMEOUT:?}")),
         }
     }
 }

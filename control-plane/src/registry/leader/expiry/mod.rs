@@ -10,7 +10,7 @@ use std::{
 use crate::registry::options::ExpiryOptions;
 
 /// A verdict that was not carried out after this time is repeated.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The verdict on a node whose lease lapsed, and the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +172,7 @@ impl Expiry {
             .iter_mut()
             .filter(|(_, lapsed)| lapsed.due <= now);
         due.map(|(node, lapsed)| {
-            lapsed.due = now + RETRY;
+            lapsed.due = now + RETRY_PAUSE;
             let node = Arc::clone(node);
             if lapsed.stopped {
                 let cause = "its proxy was stopped and has not come back".to_owned();

@@ -185,7 +185,7 @@ fn a_verdict_that_was_not_carried_out_comes_again() {
     let now = mesh.at(0);
     assert_eq!(mesh.expiry.verdicts(now, || 0).len(), 1);
     assert_eq!(mesh.expiry.verdicts(now, || 0).len(), 0);
-    assert_eq!(mesh.expiry.next(), Some(now + RETRY));
+    assert_eq!(mesh.expiry.next(), Some(now + RETRY_PAUSE));
     assert_eq!(mesh.verdicts(2), ["remove 0"]);
 }
 

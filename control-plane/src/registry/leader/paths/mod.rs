@@ -31,7 +31,7 @@ use vacant::Vacant;
 /// Claims per transaction: each has a condition and a write, and may have an event.
 const MAX_PER_TXN: usize = MAX_TXN_OPS / 2 - 4;
 /// The pause before a failed write is retried.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// The most proto services that an event names.
 const NAMED: usize = 3;
 
@@ -50,7 +50,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
         if let Err(error) = keeper.work().await {
             registry.on_store_result::<()>(&Err(error.clone()));
             tracing::warn!(%error, "cannot update path claims; retrying");
-            keeper.retry = Some(now() + RETRY);
+            keeper.retry = Some(now() + RETRY_PAUSE);
         }
         let next = [keeper.vacant.next(), keeper.retry]
             .into_iter()
@@ -303,7 +303,7 @@ impl PathJob<'_> {
             }
         } else {
             self.changed.extend(paths.iter().cloned());
-            self.retry.get_or_insert(now() + RETRY);
+            self.retry.get_or_insert(now() + RETRY_PAUSE);
         }
         Ok(())
     }

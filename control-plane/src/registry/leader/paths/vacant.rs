@@ -8,7 +8,7 @@ use std::{
 
 use heddle_proto::store::v1::ClaimRecord;
 
-use super::{PathOf, RETRY};
+use super::{PathOf, RETRY_PAUSE};
 use crate::registry::options::ClaimOptions;
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Vacant {
             ..
         } = self.options;
         let when = |since: &Since| match since.named {
-            Some(at) => at.checked_add(RETRY),
+            Some(at) => at.checked_add(RETRY_PAUSE),
             None => since.reaches(release_after.min(since.noted.saturating_add(note_every))),
         };
         self.claims.values().filter_map(when).min()
@@ -96,7 +96,7 @@ impl Vacant {
                 since.named = None;
                 continue;
             }
-            let waits = |at| now.saturating_duration_since(at) < RETRY;
+            let waits = |at| now.saturating_duration_since(at) < RETRY_PAUSE;
             if !since.named.is_some_and(waits) {
                 since.named = Some(now);
                 due.push(path.clone());

@@ -9,7 +9,7 @@ use std::{
 use crate::{names::ServiceName, registry::options::IdleOptions};
 
 /// The pause before a service that could not be forgotten is retried.
-pub(super) const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Empty {
@@ -51,7 +51,7 @@ impl Idle {
         let when = |empty: &Empty| {
             empty.named.map_or_else(
                 || empty.since.checked_add(self.options.forget_after),
-                |at| at.checked_add(RETRY),
+                |at| at.checked_add(RETRY_PAUSE),
             )
         };
         self.empty.values().filter_map(when).min()
@@ -69,7 +69,7 @@ impl Idle {
                 empty.named = None;
                 continue;
             }
-            let waits = |at| now.saturating_duration_since(at) < RETRY;
+            let waits = |at| now.saturating_duration_since(at) < RETRY_PAUSE;
             if !empty.named.is_some_and(waits) {
                 empty.named = Some(now);
                 due.push(service.clone());

@@ -80,7 +80,7 @@ impl ServiceJob {
     }
 
     fn next(&self) -> Option<std::time::Instant> {
-        let retry = (!self.unrecorded.is_empty()).then(|| now() + idle::RETRY);
+        let retry = (!self.unrecorded.is_empty()).then(|| now() + idle::RETRY_PAUSE);
         [self.idle.next(), retry].into_iter().flatten().min()
     }
 

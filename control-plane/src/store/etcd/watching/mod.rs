@@ -22,15 +22,15 @@ use super::{
 use crate::store::{Changes, Revision, StoreError};
 
 /// A watch requests its progress this soon after etcd reported a revision that it has not reached …
-const BEHIND: Duration = Duration::from_millis(25);
+const PROGRESS_WHEN_BEHIND: Duration = Duration::from_millis(25);
 /// … and this often in any case: this detects dead streams, and lets a quiet prefix in a busy etcd keep up.
-const QUIET: Duration = Duration::from_millis(500);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// A stream without a message for this long after a request is abandoned. Shorter than the time for which a replica
 /// tolerates its own lag (`registry/membership/lag`), so that a frozen member causes a new stream here, and no xDS
 /// client has to change its replica.
-const SILENCE: Duration = Duration::from_millis(1500);
+const SILENCE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a member may take to open a stream and to confirm that no change is missing.
-const OPENING: Duration = Duration::from_secs(5);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The oldest etcd that reports progress only after all earlier events have been sent (etcd-io/etcd 15220).
 const OLDEST: [u32; 3] = [3, 5, 8];
 /// The first and the longest pause between attempts to open a stream.
@@ -145,8 +145,13 @@ impl Watching {
     /// Waits for one message, and requests progress when that is due.
     async fn listen(&mut self, mut live: OpenStream) -> Result<(), StreamError> {
         let behind = *self.seen.borrow_and_update() >= self.assembly.next();
-        let ask = live.progress_requested + if behind { BEHIND } else { QUIET };
-        let silent = live.waiting.map(|since| since + SILENCE);
+        let ask = live.progress_requested
+            + if behind {
+                PROGRESS_WHEN_BEHIND
+            } else {
+                PROGRESS_INTERVAL
+            };
+        let silent = live.waiting.map(|since| since + SILENCE_TIMEOUT);
         let due = silent.map_or(ask, |silent| silent.min(ask));
         tokio::select! {
             biased;
@@ -156,7 +161,7 @@ impl Watching {
             }
             () = tokio::time::sleep_until(due) => {
                 if silent.is_some_and(|silent| silent <= Instant::now()) {
-                    let fault = Fault::NotDone(format!("a watch received nothing for {SILENCE:?}"));
+                    let fault = Fault::NotDone(format!("a watch received nothing for {SILENCE_TIMEOUT:?}"));
                     return Err(self.report_fault(live.member, fault.into()));
                 }
                 ask_for_progress(&mut live);
@@ -212,9 +217,9 @@ impl Watching {
     /// Opens a stream to the member in use and waits until it is certain that no change is missing.
     async fn connect(&mut self) -> Result<(), StreamError> {
         let member = self.client.current();
-        let opened = timeout(OPENING, self.open_at(member)).await;
+        let opened = timeout(OPEN_TIMEOUT, self.open_at(member)).await;
         let opened = opened.unwrap_or_else(|_| {
-            let fault = Fault::NotDone(format!("a watch did not open within {OPENING:?}"));
+            let fault = Fault::NotDone(format!("a watch did not open within {OPEN_TIMEOUT:?}"));
             Err(fault.into())
         });
         match opened {
@@ -298,7 +303,7 @@ impl Watching {
     /// compacted. Any message except that error means that it is not.
     async fn first_message(&mut self, live: &mut OpenStream) -> Result<(), StreamError> {
         loop {
-            let next = timeout(BEHIND * 2, live.messages.message()).await;
+            let next = timeout(PROGRESS_WHEN_BEHIND * 2, live.messages.message()).await;
             let Ok(message) = next else {
                 // etcd answers when the watch has caught up.
                 ask_for_progress(live);

@@ -21,7 +21,7 @@ use crate::snapshot::Kind;
 pub(in crate::sim) type Endpoints = BTreeMap<String, i32>;
 
 #[derive(Clone, Debug)]
-pub(in crate::sim) struct HeldResources {
+pub(in crate::sim) struct ClientResources {
     pub(in crate::sim) flavor: Flavor,
     /// The service that a gRPC client dials.
     pub(in crate::sim) service: String,
@@ -40,7 +40,7 @@ pub(in crate::sim) struct HeldResources {
     pub(in crate::sim) answered: BTreeSet<Kind>,
 }
 
-impl HeldResources {
+impl ClientResources {
     /// The empty state of a new client.
     pub(in crate::sim) fn new(flavor: Flavor, service: &str) -> Self {
         Self {
