@@ -93,9 +93,9 @@ pub struct Options {
     pub advertise: Option<String>,
 
     /// Limit of the memory that clients hold here: connections, requests until they are handled, responses until they are
-    /// read, streams and their subscriptions. One peer (an IPv4 address or an IPv6 /64) may hold four times what is free,
-    /// so at most 80 %, and so may each of its connections within that; requests beyond it fail with
-    /// RESOURCE_EXHAUSTED. At least 128MiB [default: half of the machine's memory, or of its cgroup's limit]
+    /// read, streams and their subscriptions. One peer (an IPv4 address or an IPv6 /64) gets at most 80 % of it, and one
+    /// connection 76 %; requests beyond that fail with RESOURCE_EXHAUSTED. At least 128MiB [default: half of the
+    /// machine's memory, or of its cgroup's limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub client_memory: Option<usize>,
 

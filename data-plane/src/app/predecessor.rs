@@ -37,7 +37,7 @@ impl Predecessor {
         loop {
             match take() {
                 Err(error) if is_held(&error) && Instant::now() < self.until => {
-                    sleep(POLL_INTERVAL).await
+                    sleep(POLL_INTERVAL).await;
                 }
                 done => return done,
             }

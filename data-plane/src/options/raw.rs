@@ -11,7 +11,8 @@ pub struct RawOptions {
     /// Name of this node, a DNS label, unique in the mesh [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// URLs of the control plane's replicas; `none`: no control plane, only this node's own instances are served
+    /// URLs of the control plane's replicas, separated by commas; `none`: no control plane, only this node's own instances
+    /// are served
     #[arg(
         long,
         value_name = "URL",
@@ -25,20 +26,21 @@ pub struct RawOptions {
     /// Threads of the data path [default: the CPU quota, at most 4]
     #[arg(long, value_name = "N")]
     pub workers: Option<u16>,
-    /// Where local services send their calls: IP:PORT, localhost:PORT or unix:/PATH; repeatable; port 0: any free port
+    /// Where local services send their calls: IP:PORT (port 0: a free one), localhost:PORT (127.0.0.1 and ::1) or
+    /// unix:/path; repeatable
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
     pub outbound: Vec<String>,
-    /// Where the proxies of other nodes send calls [default: 0.0.0.0:15008; without --insecure-inbound
-    /// 127.0.0.1:15008, as there is no mTLS yet]
+    /// Where the proxies of other nodes send calls; like --outbound [default: 127.0.0.1:15008; with --insecure-inbound
+    /// 0.0.0.0:15008]
     #[arg(long, value_name = "ADDR")]
     pub inbound: Vec<String>,
     /// Allows inbound to listen beyond loopback without mTLS: anyone who can reach it can call every instance of this node
     #[arg(long)]
     pub insecure_inbound: bool,
-    /// Where the services of this host register (gRPC)
+    /// Where the services of this host register (gRPC); like --outbound
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15002")]
     pub agent: Vec<String>,
-    /// Admin over HTTP and gRPC: /metrics /healthz /readyz /config, health, reflection
+    /// Admin over HTTP (/metrics, /healthz, /readyz, /config) and gRPC (health, reflection); like --outbound
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     pub admin: Vec<String>,
     /// Allows this address of --outbound, --agent or --admin although it is not a loopback address and callers are
@@ -77,10 +79,10 @@ pub struct RawOptions {
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     pub pending_timeout: String,
     /// Services whose endpoints are fetched before the first call (`users` or `users.shop`), or `all`; repeatable
-    /// [default: none; the endpoints of a service are fetched at its first call]
+    /// [default: none: the endpoints of a service are fetched at its first call]
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     pub prefetch: Vec<String>,
-    /// How long a service is unused before its endpoints are dropped; the next call fetches them again
+    /// The endpoints of a service that is not called for this long are dropped; the next call fetches them again
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub service_idle: String,
     /// Folder of YAML files that define instances which do not register themselves; watched for changes

@@ -121,7 +121,9 @@ async fn an_instance_that_answers_nothing_leaves_the_choice_until_it_answers_aga
                 })
                 .collect();
             // At most one in each time between two probes.
-            let most = || 1 + (began.elapsed().as_millis() / (passive::FIRST_EJECTION * 8 / 10).as_millis());
+            let most = || {
+                1 + (began.elapsed().as_millis() / (passive::FIRST_EJECTION * 8 / 10).as_millis())
+            };
             within(async {
                 while answered.available_permits() + usize::try_from(most()).unwrap() < 200 {
                     tokio::time::sleep(Duration::from_millis(2)).await;
