@@ -47,8 +47,8 @@ pub struct WorkerOptions {
     /// Bytes of a request that are kept for a retry.
     pub replay_bytes: usize,
     /// Bytes received and not forwarded yet, per worker; calls beyond their share of it are refused or ended.
-    pub held_bytes: usize,
-    /// A call whose receiver takes less than 16 KiB in this time is ended, while more than half of `held_bytes` is in
+    pub buffered_bytes: usize,
+    /// A call whose receiver takes less than 16 KiB in this time is ended, while more than half of `buffered_bytes` is in
     /// use.
     pub stall_timeout: Duration,
     /// Attempts per call, including the first.
@@ -89,7 +89,7 @@ impl Default for WorkerOptions {
             pending_calls: 1280,
             pending_timeout: Duration::from_secs(5),
             replay_bytes: 64 * 1024,
-            held_bytes: 64 * 1024 * 1024,
+            buffered_bytes: 64 * 1024 * 1024,
             stall_timeout: Duration::from_secs(30),
             max_attempts: 8,
         }

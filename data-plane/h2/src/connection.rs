@@ -326,10 +326,10 @@ impl Connection {
 
     /// Whether the connection must save memory: windows do not grow, grown ones return to their
     /// initial size as they are used, and less output is kept unwritten.
-    pub fn set_frugal(&mut self, frugal: bool) {
-        self.config.frugal = frugal;
+    pub fn set_low_memory(&mut self, low_memory: bool) {
+        self.config.low_memory = low_memory;
         self.high_water = high_water(&self.config);
-        if frugal {
+        if low_memory {
             self.targets.stream = self.config.stream_window;
             self.targets.connection = self.config.connection_window;
         }
@@ -381,7 +381,7 @@ impl Connection {
 }
 
 fn high_water(config: &Config) -> usize {
-    match config.frugal {
+    match config.low_memory {
         true => config.output_high_water.min(FRUGAL_HIGH_WATER),
         false => config.output_high_water,
     }

@@ -182,7 +182,7 @@ impl Connection {
         if payload == PROBE_PING {
             if let Some(grown) = self.probe.finish(&self.targets, self.now)
                 && self.config.grow_windows
-                && !self.config.frugal
+                && !self.config.low_memory
             {
                 self.targets.stream = grown.stream_target;
                 self.targets.connection = grown.connection_target;

@@ -27,7 +27,7 @@
 //! | DATA not passed on | `stream_window` 64 KiB, growing to `max_stream_window` 4 MiB | FLOW_CONTROL_ERROR | §5.2 |
 //! | DATA on the wire | `connection_window` 1 MiB, growing to `max_connection_window` 16 MiB | FLOW_CONTROL_ERROR | §5.2 |
 //! | header lists and DATA waiting to be sent | what the application takes from the other side | | |
-//! | unwritten output | `output_high_water` 256 KiB, 16 KiB if frugal; then lists and DATA queue | | |
+//! | unwritten output | `output_high_water` 256 KiB, 16 KiB in low memory; then lists and DATA queue | | |
 //! | responses not read | their streams are live until written: `max_concurrent_streams` | REFUSED_STREAM | §5.1.2 |
 //! | answers not read | `control_queue` 1000 | ENHANCE_YOUR_CALM | §10.5 |
 //! | streams reset by the client when hardly begun, beyond four per completed one | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |

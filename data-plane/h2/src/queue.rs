@@ -107,7 +107,7 @@ impl Connection {
             return;
         };
         let (head, ends) = pending.head();
-        let bytes = head.held_bytes();
+        let bytes = head.memory_bytes();
         self.write_headers(id, head, ends);
         pending.head_sent();
         let more = pending.len() > 0 || pending.then != Then::Nothing;
@@ -174,7 +174,7 @@ impl Connection {
             Then::End => self.output.data(id, &[], true),
             Then::Trailers => {
                 self.write_trailers(id, &pending.trailers);
-                let bytes = pending.trailers.held_bytes();
+                let bytes = pending.trailers.memory_bytes();
                 self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
                 self.report(slot, 0, bytes);
             }

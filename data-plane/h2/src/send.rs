@@ -181,7 +181,7 @@ impl Connection {
         }
         let id = stream.id;
         self.output.window_update(id, increment);
-        let grows = self.config.grow_windows && !self.config.frugal;
+        let grows = self.config.grow_windows && !self.config.low_memory;
         if grows && self.probe.start(id, &self.targets, self.now) {
             self.output.ping(crate::connection::PROBE_PING);
         }

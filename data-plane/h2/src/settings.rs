@@ -58,8 +58,8 @@ pub struct Config {
     pub control_queue: usize,
     /// Whether windows may grow with the bandwidth-delay product. Default true.
     pub grow_windows: bool,
-    /// Whether to save memory; see [`crate::Connection::set_frugal`]. Default false.
-    pub frugal: bool,
+    /// Whether to save memory; see [`crate::Connection::set_low_memory`]. Default false.
+    pub low_memory: bool,
     /// Servers: streams that a client may reset immediately after opening them, beyond four for each
     /// completed one; burst and per second. Resets of older streams, or after part of the response,
     /// cost less or nothing (`abuse.rs`). Default 1000, 100.
@@ -95,7 +95,7 @@ impl Default for Config {
             enable_connect_protocol: false,
             control_queue: 1000,
             grow_windows: true,
-            frugal: false,
+            low_memory: false,
             resets: Rate {
                 burst: 1000,
                 per_second: 100,

@@ -57,21 +57,21 @@ impl Pending {
 
     /// Bytes of all that is queued, header lists included.
     pub(crate) fn bytes(&self) -> usize {
-        self.len() + self.head.held_bytes() + self.trailers.held_bytes()
+        self.len() + self.head.memory_bytes() + self.trailers.memory_bytes()
     }
 
     /// Queues a request or response; returns its memory.
     pub(crate) fn set_head(&mut self, head: &Fields, ends: bool) -> usize {
         self.head.clone_from(head);
         self.head_ends = ends;
-        self.head.held_bytes()
+        self.head.memory_bytes()
     }
 
     /// Queues trailers behind everything else; returns their memory.
     pub(crate) fn set_trailers(&mut self, trailers: &Fields) -> usize {
         self.trailers.clone_from(trailers);
         self.then = Then::Trailers;
-        self.trailers.held_bytes()
+        self.trailers.memory_bytes()
     }
 
     pub(crate) fn has_head(&self) -> bool {

@@ -37,7 +37,7 @@ pub(crate) struct AcceptOptions {
     /// How long it may be silent while it has calls, before a keep-alive is sent.
     pub(crate) keepalive: Option<Duration>,
     /// It uses little memory from the start.
-    pub(crate) frugal: bool,
+    pub(crate) low_memory: bool,
 }
 
 /// The incoming Hello of a link.

@@ -360,7 +360,7 @@ impl Conn {
     }
 
     /// Queues a GOAWAY with the reason for closing.
-    pub(crate) fn goodbye(&mut self, code: ErrorCode, why: &[u8]) {
+    pub(crate) fn send_goaway_and_close(&mut self, code: ErrorCode, why: &[u8]) {
         self.h2.close(code, why);
     }
 

@@ -81,7 +81,7 @@ impl Connections {
         now: Instant,
     ) -> io::Result<ConnKey> {
         let role = options.caller.role;
-        let h2 = Connection::server(config(options.frugal), now);
+        let h2 = Connection::server(config(options.low_memory), now);
         let side = Side::Accepted(Accepted::new(options, now));
         let key = self.insert(transport, h2, side, now)?;
         self.by_listener.add(role, key, now, &mut self.arena);
@@ -93,10 +93,10 @@ impl Connections {
         &mut self,
         transport: Transport,
         opened: Opened,
-        frugal: bool,
+        low_memory: bool,
         now: Instant,
     ) -> io::Result<ConnKey> {
-        let h2 = Connection::client(config(frugal), now);
+        let h2 = Connection::client(config(low_memory), now);
         self.insert(transport, h2, Side::Opened(opened), now)
     }
 
@@ -286,18 +286,18 @@ impl Connections {
     }
 
     /// Switches the saving of memory on or off for all connections.
-    pub(crate) fn set_frugal(&mut self, frugal: bool) {
+    pub(crate) fn set_low_memory(&mut self, low_memory: bool) {
         for key in self.arena.keys() {
             if let Some(conn) = self.arena.get_mut(key) {
-                conn.set_frugal(frugal);
+                conn.set_low_memory(low_memory);
             }
         }
     }
 }
 
-fn config(frugal: bool) -> Config {
+fn config(low_memory: bool) -> Config {
     Config {
-        frugal,
+        low_memory,
         ..Config::default()
     }
 }

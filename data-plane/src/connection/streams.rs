@@ -144,8 +144,8 @@ impl Conn {
     }
 
     /// Saves memory: windows do not grow, and less output is kept for a peer that does not read.
-    pub(super) fn set_frugal(&mut self, frugal: bool) {
-        self.h2.set_frugal(frugal);
+    pub(super) fn set_low_memory(&mut self, low_memory: bool) {
+        self.h2.set_low_memory(low_memory);
     }
 
     /// Resets answered streams whose request has lasted too long.

@@ -2,8 +2,6 @@
 //! over a share, and returns flow-control credit to callers. Takes the buffered bytes; gives failures. Who is over its
 //! share is decided by `admission`; calls are ended in `finish`.
 
-use std::sync::Arc;
-
 use heddle_proto::Reason;
 
 use crate::caller::Role;
@@ -17,41 +15,20 @@ use crate::policy::buffers::OverShare;
 
 impl Exchange {
     /// Updates the charges to what a call has buffered now.
-    pub(super) fn account(&mut self, key: CallKey) {
+    pub(super) fn update_charges(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let (now, caller) = (call.buffered(), call.caller());
+        let (buffered, caller, now) = (call.buffered(), call.caller(), self.now);
         let conns = &mut self.conns;
-        let buffers = &mut self.admission.buffers;
-        let of_service = buffers.charge(&mut call.charge, now, move || {
-            conns.get_mut(caller).map(Conn::buffered_mut)
-        });
-        if let Some(bytes) = of_service {
-            self.charge_service(key, bytes);
-        }
-    }
-
-    #[cold]
-    fn charge_service(&mut self, key: CallKey, bytes: usize) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        let name = call.service.as_ref().map(|service| &service.name);
-        let new = name.map(|name| (Arc::clone(name), bytes));
-        let old = call.charge.set_service(new.clone());
-        self.discharge_service(old);
-        if let Some((name, bytes)) = new {
-            self.services.of(&name, self.now).buffered.add(bytes);
-        }
-    }
-
-    fn discharge_service(&mut self, charged: Option<(Arc<str>, usize)>) {
-        if let Some((name, bytes)) = charged
-            && let Some(state) = self.services.get_mut(&name)
-        {
-            state.buffered.sub(bytes);
-        }
+        let service = call.service.as_ref().map(|service| &service.name);
+        self.admission.charge(
+            &mut call.charge,
+            buffered,
+            move || conns.get_mut(caller).map(Conn::buffered_mut),
+            service,
+            now,
+        );
     }
 
     /// A call has ended: removes its charges.
@@ -61,8 +38,7 @@ impl Exchange {
         };
         let caller = self.conns.get_mut(call.down.conn);
         let caller = caller.map(Conn::buffered_mut);
-        let of_service = self.admission.buffers.end(&mut call.charge, caller);
-        self.discharge_service(of_service);
+        self.admission.discharge(&mut call.charge, caller);
     }
 
     /// Whether a caller's connection has buffered more than its share.
@@ -74,7 +50,7 @@ impl Exchange {
     /// Whether a call may buffer no more, and whose share is used up. Called several times per call.
     #[inline]
     pub(super) fn over_share(&self, key: CallKey) -> Option<OverShare> {
-        match self.admission.buffers.is_far_from_full() {
+        match self.admission.is_far_from_full() {
             true => None,
             false => self.over_share_when_full(key),
         }
@@ -84,10 +60,8 @@ impl Exchange {
     fn over_share_when_full(&self, key: CallKey) -> Option<OverShare> {
         let call = self.calls.get(key)?;
         let conn = self.conns.get(call.down.conn)?;
-        let service = call.service_name().and_then(|name| self.services.get(name));
-        let of_service = service.map(|service| &service.buffered);
-        let admission = &self.admission;
-        admission.over_share(conn.caller()?, conn.buffered(), of_service)
+        self.admission
+            .over_share(conn.caller()?, conn.buffered(), call.service_name())
     }
 
     /// The failure of a call that is refused or ended because a share is used up; counted.
@@ -115,7 +89,7 @@ impl Exchange {
             }
         };
         self.count(counter);
-        let (node, mib) = (&self.options().node, self.options().held_bytes >> 20);
+        let (node, mib) = (&self.options().node, self.options().buffered_bytes >> 20);
         let text = format!(
             "{who} of the {mib} MiB that a worker of the proxy on node {node} may buffer for receivers that have not \
              taken them yet"

@@ -57,7 +57,7 @@ impl Exchange {
             {
                 up.written += drained.bytes;
                 call.up_queued.take(sent, now);
-                self.account(call_key);
+                self.update_charges(call_key);
                 self.credit_request(call_key);
             }
         }
@@ -69,8 +69,7 @@ impl Exchange {
             return;
         };
         let (partial, now) = (conn.partial_bytes(), conn.waiting_bytes());
-        let buffers = &mut self.admission.buffers;
-        let changed = buffers.charge_conn(conn.buffered_mut(), now);
+        let changed = self.admission.charge_conn(conn.buffered_mut(), now);
         if changed
             && partial > PARTIAL_BYTES
             && conn.is_accepted()
@@ -92,7 +91,7 @@ impl Exchange {
         key: CallKey,
         caller: ConnKey,
     ) -> Option<OverShare> {
-        match self.admission.buffers.is_far_from_full() {
+        match self.admission.is_far_from_full() {
             true => None,
             false => self.over_share_when_written(key, caller),
         }
@@ -122,7 +121,7 @@ impl Exchange {
         if let Some(up) = call.up {
             self.release(up.conn, up.stream, data);
         }
-        self.account(key);
+        self.update_charges(key);
         self.finish_if_done(key);
     }
 }

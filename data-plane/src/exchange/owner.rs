@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 use crate::balance::passive::PassiveHealth;
 use crate::connection::Connections;
 use crate::exchange::admission::Admission;
-use crate::exchange::admission::services::Services;
 use crate::exchange::answer::CallerStream;
 use crate::exchange::call::{Calls, Downstream};
 use crate::keys::ConnKey;
@@ -56,14 +55,11 @@ pub(crate) struct Exchange {
     pub(super) pools: Pools,
     /// Which instances do not answer.
     pub(super) passive: PassiveHealth,
-    pub(super) services: Services,
     pub(super) timers: Timers,
     /// What callers share.
     pub(super) admission: Admission,
     /// Services whose endpoints this worker has requested from the control side since the last table.
     pub(super) requested: FxHashSet<Arc<str>>,
-    /// Whether connections may use more memory for speed. See [`Exchange::bound_windows`].
-    pub(super) growing: bool,
     pub(super) recorder: Recorder,
     pub(super) metrics: Arc<WorkerMetrics>,
     pub(super) rng: SmallRng,
@@ -101,13 +97,11 @@ impl Exchange {
                 internal,
             ),
             reports,
-            admission: Admission::new(options.held_bytes),
+            admission: Admission::new(&options, workers),
             options,
             passive: PassiveHealth::default(),
-            services: Services::new(workers),
             timers,
             requested: FxHashSet::default(),
-            growing: true,
             recorder: Recorder::new(Arc::clone(&metrics)),
             metrics,
             rng: SmallRng::from_os_rng(),
@@ -159,22 +153,11 @@ impl Exchange {
         (options.upstream_idle, options.keepalive_timeout)
     }
 
-    /// Limits the memory of all connections once more than half of the buffers is in use, until at most a quarter is:
-    /// windows do not grow, and less output is kept for peers that do not read.
-    pub(super) fn bound_windows(&mut self) {
-        let (half, buffered) = (
-            self.options().held_bytes / 2,
-            self.admission.buffers.total(),
-        );
-        let growing = match self.growing {
-            true => buffered <= half,
-            false => buffered <= half / 2,
-        };
-        if growing == self.growing {
-            return;
+    /// Connections save memory while the buffers are nearly full.
+    pub(super) fn switch_low_memory(&mut self) {
+        if let Some(low_memory) = self.admission.switch_low_memory() {
+            self.conns.set_low_memory(low_memory);
         }
-        self.growing = growing;
-        self.conns.set_frugal(!growing);
     }
 
     /// Begins to close a connection; its remaining output is still written.
@@ -204,7 +187,7 @@ impl Exchange {
             conns: &mut self.conns,
             timers: &mut self.timers,
             now: self.now,
-            frugal: !self.growing,
+            low_memory: self.admission.is_low_memory(),
         };
         (&mut self.pools, io)
     }

@@ -117,7 +117,7 @@ pub struct WorkerMetrics {
     /// Calls waiting for endpoints or for the first table.
     pub waiting: AtomicUsize,
     /// Bytes received and not forwarded yet.
-    pub held_bytes: AtomicUsize,
+    pub buffered_bytes: AtomicUsize,
 }
 
 impl WorkerMetrics {

@@ -49,7 +49,7 @@ pub struct MetricsSnapshot {
     /// Open connections to instances and proxies.
     pub upstream_connections: usize,
     /// Bytes received and not forwarded yet.
-    pub held_bytes: usize,
+    pub buffered_bytes: usize,
     /// Ejected instances, with the number of workers that have ejected each.
     pub ejected: BTreeMap<EjectedInstance, usize>,
 }
@@ -86,7 +86,7 @@ impl MetricsSnapshot {
             sum.waiting_calls += gauge(&worker.waiting);
             sum.downstream_connections += gauge(&worker.downstream);
             sum.upstream_connections += gauge(&worker.upstream);
-            sum.held_bytes += gauge(&worker.held_bytes);
+            sum.buffered_bytes += gauge(&worker.buffered_bytes);
         }
         sum.calls = calls.into_values().collect();
         sum
@@ -247,7 +247,7 @@ impl MetricsSnapshot {
             ),
             (
                 "heddle_held_bytes",
-                self.held_bytes,
+                self.buffered_bytes,
                 "Bytes received and not yet forwarded.",
             ),
         ];

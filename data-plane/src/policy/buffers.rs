@@ -107,6 +107,11 @@ impl Buffers {
         self.total <= self.bound / 2
     }
 
+    /// At most a quarter of the limit is in use.
+    pub(crate) fn is_nearly_empty(&self) -> bool {
+        self.total <= self.bound / 4
+    }
+
     /// Charges a new call for its request's headers. Its service is charged once it is known.
     pub(crate) fn charge_new(&mut self, caller: &mut ConnCharge, kept: usize) -> CallCharge {
         self.total += kept;

@@ -72,7 +72,7 @@ impl Pools {
         let pool = self.arena.get_mut(key)?;
         pool.opening += 1;
         self.metrics.counters.add(Counter::Connects);
-        match self.open(key, io.conns, io.now, io.frugal) {
+        match self.open(key, io.conns, io.now, io.low_memory) {
             Ok(conn) => {
                 self.rearm(conn, &mut io);
                 None
@@ -86,7 +86,7 @@ impl Pools {
         key: PoolKey,
         conns: &mut Connections,
         now: Instant,
-        frugal: bool,
+        low_memory: bool,
     ) -> io::Result<ConnKey> {
         let gone = || io::Error::other("its pool is gone");
         let pool = self.arena.get_mut(key).ok_or_else(gone)?;
@@ -98,7 +98,7 @@ impl Pools {
         };
         let until = now + self.options.connect_timeout;
         let opened = Opened::new(key, link, keepalive, until, now);
-        let conn = conns.open(transport, opened, frugal, now)?;
+        let conn = conns.open(transport, opened, low_memory, now)?;
         pool.conns.push(conn);
         Ok(conn)
     }

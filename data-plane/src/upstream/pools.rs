@@ -32,7 +32,7 @@ pub(crate) struct Io<'a> {
     pub(crate) timers: &'a mut Timers,
     pub(crate) now: Instant,
     /// New connections use little memory.
-    pub(crate) frugal: bool,
+    pub(crate) low_memory: bool,
 }
 
 /// A dial has failed and no connection is left: the calls that wait in the pool fail too.

@@ -45,7 +45,7 @@ impl Bench {
             conns: &mut self.conns,
             timers: &mut self.timers,
             now: self.now,
-            frugal: false,
+            low_memory: false,
         };
         work(&mut self.pools, io)
     }

@@ -57,7 +57,7 @@ async fn a_stalled_stream_does_not_stop_its_neighbours_and_its_server_is_stopped
         flooded < 1 << 20,
         "the server could send {flooded} bytes that nobody takes"
     );
-    let held = node.workers.metrics().held_bytes;
+    let held = node.workers.metrics().buffered_bytes;
     assert!(held < 1 << 20, "{held} bytes are held for it");
 }
 
@@ -91,7 +91,7 @@ async fn a_slow_server_slows_its_caller_and_loses_nothing() {
     let (mut held, mut same) = (0, 0);
     while held < 32 << 10 || same < 40 {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        let now = node.workers.metrics().held_bytes;
+        let now = node.workers.metrics().buffered_bytes;
         same = if now == held { same + 1 } else { 0 };
         held = now;
     }
@@ -101,7 +101,8 @@ async fn a_slow_server_slows_its_caller_and_loses_nothing() {
     );
     opened.add_permits(1);
     assert_eq!(call.await.unwrap().body, (5 << 20).to_string().as_bytes());
-    node.until("nothing is held", |m| m.held_bytes == 0).await;
+    node.until("nothing is held", |m| m.buffered_bytes == 0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -255,7 +256,7 @@ async fn a_full_worker_ends_the_calls_that_fill_it() {
     let bound = 200_000;
     let node = Node::with(heddle_proxy::worker::WorkerOptions {
         workers: 1,
-        held_bytes: bound,
+        buffered_bytes: bound,
         ..options("a")
     });
     node.publish(vec![echo(vec![local("e1", backend.address)])]);
@@ -282,7 +283,7 @@ async fn a_full_worker_ends_the_calls_that_fill_it() {
         "{}",
         reply.message()
     );
-    let held = node.workers.metrics().held_bytes;
+    let held = node.workers.metrics().buffered_bytes;
     // An eighth above the bound is the reserve of callers that hold little, and one read may end above all.
     assert!(
         held <= bound + bound / 8 + 128 * 1024,

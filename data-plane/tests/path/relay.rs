@@ -44,7 +44,7 @@ async fn unary_calls_are_relayed_and_counted() {
     let line = "heddle_calls_total{listener=\"outbound\",service=\"echo.default\",method=\"test.Echo/Get\",status=\"0\"} 50";
     assert!(text.contains(line), "{text}");
     node.until("no call is left", |m| {
-        m.active_calls == 0 && m.held_bytes == 0
+        m.active_calls == 0 && m.buffered_bytes == 0
     })
     .await;
 }
@@ -116,7 +116,7 @@ async fn a_message_of_16_mib_passes() {
     assert_eq!(reply.status(), "0");
     assert!(reply.body == big, "the bytes are those that were sent");
     node.until("nothing is held", |m| {
-        m.held_bytes == 0 && m.active_calls == 0
+        m.buffered_bytes == 0 && m.active_calls == 0
     })
     .await;
 }

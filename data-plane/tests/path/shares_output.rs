@@ -385,7 +385,7 @@ async fn callers_that_do_not_read_are_refused_and_others_are_not() {
     const BOUND: usize = 6 << 20;
     let (echoes, floods) = (Backend::echo().await, endless().await);
     let node = Node::with(WorkerOptions {
-        held_bytes: BOUND,
+        buffered_bytes: BOUND,
         ..one_worker("a")
     });
     node.publish(vec![
@@ -414,9 +414,9 @@ async fn callers_that_do_not_read_are_refused_and_others_are_not() {
     all_well(honest(&client)).await;
     let metrics = node.workers.metrics();
     assert!(
-        metrics.held_bytes < BOUND + (1 << 20),
+        metrics.buffered_bytes < BOUND + (1 << 20),
         "{}",
-        metrics.held_bytes
+        metrics.buffered_bytes
     );
     assert_eq!(
         metrics.counter(Counter::BoundMemory),
@@ -436,7 +436,7 @@ async fn many_callers_that_do_not_read_leave_room_for_others() {
     let (echoes, floods) = (Backend::echo().await, endless().await);
     let node = Node::with(WorkerOptions {
         // Its reserve is clearly more than what comes in one turn.
-        held_bytes: 16 << 20,
+        buffered_bytes: 16 << 20,
         ..one_worker("a")
     });
     node.publish(vec![
@@ -472,7 +472,7 @@ async fn a_byte_now_and_then_is_no_progress() {
     const STREAMS: u32 = 60;
     let (echoes, floods) = (Backend::echo().await, endless().await);
     let node = Node::with(WorkerOptions {
-        held_bytes: 2 << 20,
+        buffered_bytes: 2 << 20,
         stall_timeout: Duration::from_secs(2),
         ..one_worker("a")
     });
@@ -507,7 +507,7 @@ async fn a_byte_now_and_then_is_no_progress() {
     within(cut).await;
     let metrics = node
         .until("half of the bound is free again", |m| {
-            m.held_bytes <= 1 << 20
+            m.buffered_bytes <= 1 << 20
         })
         .await;
     assert!(metrics.active_calls > 0, "no more were cut than needed");

@@ -78,7 +78,7 @@ async fn a_caller_that_does_not_read_keeps_no_room_of_its_server() {
         "0"
     );
     node.until("nothing is held", |m| {
-        (m.held_bytes, m.active_calls) == (0, 0)
+        (m.buffered_bytes, m.active_calls) == (0, 0)
     })
     .await;
 }
@@ -107,11 +107,13 @@ async fn plain_http_that_breaks_off_leaves_nothing_behind() {
         .unwrap();
     let (response, _send) = slow.open(plain, true).await;
     let unread = within(response).await.unwrap();
-    node.until("the caller's window is full", |m| m.held_bytes >= 29_000)
-        .await;
+    node.until("the caller's window is full", |m| {
+        m.buffered_bytes >= 29_000
+    })
+    .await;
     broken.notify_one();
     node.until("the call has ended, and nothing is held", |m| {
-        (m.active_calls, m.held_bytes) == (0, 0)
+        (m.active_calls, m.buffered_bytes) == (0, 0)
     })
     .await;
     drop(unread);
@@ -182,7 +184,7 @@ async fn header_lists_that_nobody_reads_wait_and_are_bounded() {
     })
     .await;
     let node = Node::with(WorkerOptions {
-        held_bytes: BOUND,
+        buffered_bytes: BOUND,
         ..one_worker()
     });
     node.publish(vec![echo(vec![local("e1", backend.address)])]);
@@ -209,7 +211,7 @@ async fn header_lists_that_nobody_reads_wait_and_are_bounded() {
             m.counter(Counter::BoundCallerShare) > 0
         })
         .await;
-    assert!(metrics.held_bytes <= BOUND + 64 * 1024);
+    assert!(metrics.buffered_bytes <= BOUND + 64 * 1024);
     assert_eq!(
         metrics.counter(Counter::BoundOutput),
         0,

@@ -190,7 +190,7 @@ impl Fields {
     }
 
     /// The memory of the list in bytes.
-    pub fn held_bytes(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         self.arena.len() + self.entries.len() * size_of::<Entry>()
     }
 

@@ -55,7 +55,7 @@ fn unary_call_goes_through_and_leaves_nothing() {
 #[test]
 fn large_body_is_queued_drained_and_whole() {
     let mut pair = Pair::new();
-    pair.client.conn.set_frugal(false);
+    pair.client.conn.set_low_memory(false);
     let stream = pair.open(false);
     let body: Vec<u8> = (0..1_000_000u32).map(|n| (n * 7 % 251) as u8).collect();
     let now = pair.client.conn.data(stream, &body, true).unwrap();

@@ -90,11 +90,11 @@ fn a_stream_keeps_the_order_of_head_body_and_trailers() {
     let [a, b, c, d] = streams[..] else { panic!() };
     // All of a message, a message of one list, a body without trailers, an end without a body.
     let queued = server.headers(a, &response(), false).unwrap();
-    assert_eq!(queued, response().held_bytes());
+    assert_eq!(queued, response().memory_bytes());
     assert_eq!(server.data(a, b"body", false).unwrap(), 0);
     assert_eq!(
         server.headers(a, &trailers(), true).unwrap(),
-        trailers().held_bytes()
+        trailers().memory_bytes()
     );
     server.headers(b, &trailers_only(), true).unwrap();
     server.headers(c, &response(), false).unwrap();
@@ -132,9 +132,9 @@ fn a_stream_keeps_the_order_of_head_body_and_trailers() {
         let all = pair.server.drained.iter().filter(of);
         all.fold((0, 0), |sum, d| (sum.0 + d.bytes, sum.1 + d.list_bytes))
     };
-    let both = response().held_bytes() + trailers().held_bytes();
+    let both = response().memory_bytes() + trailers().memory_bytes();
     assert_eq!(told(a), (4, both));
-    assert_eq!(told(d), (0, response().held_bytes()));
+    assert_eq!(told(d), (0, response().memory_bytes()));
 }
 
 fn trailers_only() -> Fields {
@@ -261,9 +261,9 @@ fn data_that_waits_can_be_dropped_for_trailers() {
 }
 
 #[test]
-fn a_frugal_connection_keeps_little_output_and_grows_no_window() {
+fn a_connection_in_low_memory_keeps_little_output_and_grows_no_window() {
     let mut pair = Pair::new();
-    pair.client.conn.set_frugal(true);
+    pair.client.conn.set_low_memory(true);
     for n in 0..90 {
         let stream = pair
             .client
@@ -273,7 +273,7 @@ fn a_frugal_connection_keeps_little_output_and_grows_no_window() {
         pair.client.conn.data(stream, &[1; 5_000], true).unwrap();
     }
     assert!(pair.client.conn.output().len() < 32 * 1024);
-    pair.client.conn.set_frugal(false);
+    pair.client.conn.set_low_memory(false);
     pair.run();
     let seen = pair.server.news();
     let whole = |seen: &&Seen| matches!(seen, Seen::Data { end: true, .. });

@@ -193,7 +193,7 @@ impl Shell<'_> {
         let waits = !self.machine.has_output_room();
         if let Ok(id) = self.machine.open(&fields, nth as u64 + 1, end) {
             let stream = &mut self.streams[nth];
-            stream.queued += if waits { fields.held_bytes() } else { 0 };
+            stream.queued += if waits { fields.memory_bytes() } else { 0 };
             (stream.id, stream.steps, stream.sent) = (Some(id), steps, end);
         }
     }

@@ -5,42 +5,42 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use super::wait_queue::{QueueFull, WaitQueue};
 use crate::caller::CallerKey;
-use crate::exchange::admission::{NoPlace, WaitingPlaces};
 use crate::keys::CallKey;
 use crate::route::{RouteTable, Service};
 
 /// Waiting calls by the full name of the service that they wait for.
 #[derive(Debug, Default)]
-pub(in crate::exchange) struct EndpointWaits {
-    by_service: FxHashMap<Arc<str>, WaitingPlaces>,
+pub(super) struct EndpointWaits {
+    by_service: FxHashMap<Arc<str>, WaitQueue>,
     count: usize,
 }
 
 impl EndpointWaits {
-    pub(in crate::exchange) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.count
     }
 
     /// At most `bound` calls to one service may wait, of which one caller may have its share.
-    pub(in crate::exchange) fn push(
+    pub(super) fn push(
         &mut self,
         service: &Arc<str>,
         call: CallKey,
         caller: CallerKey,
         bound: usize,
-    ) -> Result<(), NoPlace> {
+    ) -> Result<(), QueueFull> {
         let calls = self.by_service.entry(Arc::clone(service)).or_default();
-        let placed = calls.push(call, caller, bound);
-        match placed {
+        let pushed = calls.push(call, caller, bound);
+        match pushed {
             Ok(()) => self.count += 1,
             Err(_) if calls.len() == 0 => drop(self.by_service.remove(service)),
             Err(_) => {}
         }
-        placed
+        pushed
     }
 
-    pub(in crate::exchange) fn remove(&mut self, service: &str, call: CallKey) {
+    pub(super) fn remove(&mut self, service: &str, call: CallKey) {
         let Some(calls) = self.by_service.get_mut(service) else {
             return;
         };
@@ -53,12 +53,12 @@ impl EndpointWaits {
     }
 
     /// The services for which calls wait.
-    pub(in crate::exchange) fn services(&self) -> Vec<Arc<str>> {
+    pub(super) fn services(&self) -> Vec<Arc<str>> {
         self.by_service.keys().cloned().collect()
     }
 
     /// Removes and returns the calls that need not wait any longer by this table.
-    pub(in crate::exchange) fn take(&mut self, table: &RouteTable) -> Vec<CallKey> {
+    pub(super) fn take(&mut self, table: &RouteTable) -> Vec<CallKey> {
         let mut free = Vec::new();
         self.by_service.retain(|name, calls| {
             let waits = table
@@ -85,38 +85,34 @@ mod tests {
     use crate::keys::ConnKey;
 
     #[test]
-    fn calls_wait_until_their_service_is_held_gone_or_has_an_own_instance() {
-        let mut parked = EndpointWaits::default();
+    fn calls_wait_until_the_endpoints_are_known_or_the_service_is_gone() {
+        let mut waits = EndpointWaits::default();
         let names: [Arc<str>; 2] = ["a.default".into(), "b.default".into()];
         let calls = [1, 2, 3, 4].map(CallKey::unpack);
         for (call, name) in calls.iter().zip([0, 0, 0, 1]) {
             let caller = ConnKey::unpack(call.pack()).into();
-            assert_eq!(parked.push(&names[name], *call, caller, 3), Ok(()));
+            assert_eq!(waits.push(&names[name], *call, caller, 3), Ok(()));
         }
         let (fifth, caller) = (CallKey::unpack(5), ConnKey::unpack(5).into());
         assert_eq!(
-            parked.push(&names[0], fifth, caller, 3),
-            Err(NoPlace::Full { bound: 3 })
+            waits.push(&names[0], fifth, caller, 3),
+            Err(QueueFull::Full { bound: 3 })
         );
-        parked.remove("a.default", calls[1]);
-        assert_eq!(parked.len(), 3);
-        let table = |held: &[(&str, bool)]| {
+        waits.remove("a.default", calls[1]);
+        assert_eq!(waits.len(), 3);
+        let table = |known: &[(&str, bool)]| {
             let mut builder = RouteTable::builder("n", &[]);
-            for (name, held) in held {
+            for (name, known) in known {
                 let mut service = Service::new(name, "default");
-                service.endpoints_known = *held;
+                service.endpoints_known = *known;
                 builder.service(service);
             }
             builder.build()
         };
-        assert!(
-            parked
-                .take(&table(&[("a", false), ("b", false)]))
-                .is_empty()
-        );
-        let free = parked.take(&table(&[("a", true), ("b", false)]));
+        assert!(waits.take(&table(&[("a", false), ("b", false)])).is_empty());
+        let free = waits.take(&table(&[("a", true), ("b", false)]));
         assert_eq!(free, [calls[0], calls[2]], "in the order they came");
-        assert_eq!(parked.take(&table(&[("a", true)])), [calls[3]], "b is gone");
-        assert_eq!(parked.len(), 0);
+        assert_eq!(waits.take(&table(&[("a", true)])), [calls[3]], "b is gone");
+        assert_eq!(waits.len(), 0);
     }
 }

@@ -13,22 +13,16 @@ use crate::policy::buffers::ServiceCharge;
 const RETRIES_PER_NODE: u64 = 10_000;
 
 #[derive(Debug)]
-pub(in crate::exchange) struct ServiceState {
-    pub(in crate::exchange) budget: RetryBudget,
-    pub(in crate::exchange) buffered: ServiceCharge,
+struct ServiceState {
+    budget: RetryBudget,
+    buffered: ServiceCharge,
     /// Identifies the service in accounts; never reused.
     number: u32,
 }
 
-impl ServiceState {
-    pub(in crate::exchange) fn number(&self) -> u32 {
-        self.number
-    }
-}
-
 /// The services that this worker's calls went to.
 #[derive(Debug)]
-pub(in crate::exchange) struct Services {
+pub(super) struct Services {
     by_name: FxHashMap<Arc<str>, ServiceState>,
     /// Last number given to a service.
     numbered: u32,
@@ -38,7 +32,7 @@ pub(in crate::exchange) struct Services {
 
 impl Services {
     /// The retry budget is per node: each worker gets an equal part of its constant rate.
-    pub(in crate::exchange) fn new(workers: usize) -> Self {
+    pub(super) fn new(workers: usize) -> Self {
         let workers = u64::try_from(workers).unwrap_or(1).max(1);
         Self {
             by_name: FxHashMap::default(),
@@ -47,8 +41,35 @@ impl Services {
         }
     }
 
+    /// A call to a service begins. Returns the number under which it is charged.
+    pub(super) fn begin_call(&mut self, name: &Arc<str>, now: Instant) -> u32 {
+        let state = self.of(name, now);
+        state.budget.deposit(now);
+        state.number
+    }
+
+    /// Takes one retry from the budget of a service; false if it is used up.
+    pub(super) fn take_retry(&mut self, name: &Arc<str>, now: Instant) -> bool {
+        self.of(name, now).budget.withdraw(now)
+    }
+
+    /// What the calls of a service have buffered.
+    pub(super) fn buffered(&self, name: &str) -> Option<&ServiceCharge> {
+        Some(&self.by_name.get(name)?.buffered)
+    }
+
+    pub(super) fn charge(&mut self, name: &Arc<str>, bytes: usize, now: Instant) {
+        self.of(name, now).buffered.add(bytes);
+    }
+
+    pub(super) fn discharge(&mut self, name: &str, bytes: usize) {
+        if let Some(state) = self.by_name.get_mut(name) {
+            state.buffered.sub(bytes);
+        }
+    }
+
     /// The state of a service, created at its first call.
-    pub(in crate::exchange) fn of(&mut self, name: &Arc<str>, now: Instant) -> &mut ServiceState {
+    fn of(&mut self, name: &Arc<str>, now: Instant) -> &mut ServiceState {
         let (numbered, rate) = (&mut self.numbered, self.retries_per_second);
         self.by_name.entry(Arc::clone(name)).or_insert_with(|| {
             *numbered = numbered.wrapping_add(1).max(1);
@@ -60,16 +81,8 @@ impl Services {
         })
     }
 
-    pub(in crate::exchange) fn get(&self, name: &str) -> Option<&ServiceState> {
-        self.by_name.get(name)
-    }
-
-    pub(in crate::exchange) fn get_mut(&mut self, name: &str) -> Option<&mut ServiceState> {
-        self.by_name.get_mut(name)
-    }
-
     /// Removes services that are not known any more, except those whose calls have buffered bytes.
-    pub(in crate::exchange) fn retain(&mut self, known: impl Fn(&str) -> bool) {
+    pub(super) fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.by_name
             .retain(|name, state| !state.buffered.is_empty() || known(name));
     }

@@ -37,7 +37,7 @@ impl Exchange {
             return;
         };
         while let Some(call) = self.pools.next_waiting(key) {
-            self.leave_place(call);
+            self.stop_waiting_for_stream(call);
             let target = self.calls.get(call).map(Call::target_name);
             let target = target.unwrap_or_default();
             let text = format!("{target}: no connection to {name}: {why}");

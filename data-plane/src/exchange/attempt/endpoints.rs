@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use heddle_proto::Reason;
 
-use crate::exchange::admission::{NoPlace, must_wait};
+use crate::exchange::admission::{QueueFull, must_wait};
 use crate::exchange::call::Phase;
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
@@ -50,7 +50,7 @@ impl Exchange {
         if !must_wait(service) {
             return true;
         }
-        self.park_call(key, service, requested);
+        self.await_endpoints(key, service, requested);
         false
     }
 
@@ -62,34 +62,35 @@ impl Exchange {
             first.get_or_insert((service, requested));
         }
         if let Some((service, requested)) = first {
-            self.park_call(key, service, requested);
+            self.await_endpoints(key, service, requested);
         }
     }
 
     /// Makes a call wait for the endpoints of a service.
     pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
         let requested = self.request_endpoints(service);
-        self.park_call(key, service, requested);
+        self.await_endpoints(key, service, requested);
     }
 
-    fn park_call(&mut self, key: CallKey, service: &Arc<Service>, requested: bool) {
-        let bound = self.options().pending_calls;
+    fn await_endpoints(&mut self, key: CallKey, service: &Arc<Service>, requested: bool) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let placed = match requested {
+        let queued = match requested {
             true => {
+                let caller = call.account.caller;
                 self.admission
-                    .for_endpoints
-                    .push(&service.name, key, call.account.caller, bound)
+                    .wait_for_endpoints(&service.name, key, caller)
             }
-            false => Err(NoPlace::Full { bound }),
+            false => Err(QueueFull::Full {
+                bound: self.options().pending_calls,
+            }),
         };
-        if let Err(no_place) = placed {
-            self.count(no_place.counter());
+        if let Err(full) = queued {
+            self.count(full.counter());
             let node = &self.options().node;
             let why = match requested {
-                true => format!("{} for its endpoints", no_place.text()),
+                true => format!("{} for its endpoints", full.text()),
                 false => "too many services were called for the first time at once".to_owned(),
             };
             let text = format!(

@@ -21,9 +21,7 @@ impl Exchange {
         let now = self.now;
         if let Some(call) = self.calls.get_mut(key) {
             if let Some(service) = &call.service {
-                let state = self.services.of(&service.name, now);
-                state.budget.deposit(now);
-                call.account.service = state.number();
+                call.account.service = self.admission.begin_call(&service.name, now);
             }
             let timer = call.wait_timer.take();
             self.unset(timer);

@@ -1,10 +1,10 @@
-//! Calls that wait for a stream in a pool: which of them get a place, how long they may wait, and the reason if they
+//! Calls that wait for a stream in a pool: which of them may, how long they may wait, and the reason if they
 //! wait too long, which names the limit. The pool decides which call is next.
 
 use heddle_proto::{Reason, count};
 
 use crate::connection::Conn;
-use crate::exchange::admission::NoPlace;
+use crate::exchange::admission::QueueFull;
 use crate::exchange::call::{Call, Phase};
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
@@ -17,21 +17,20 @@ use crate::upstream::pool::Pool;
 impl Exchange {
     /// Makes a call wait for a stream of the pool, or refuses it if too many wait.
     pub(super) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
-        let bound = self.options().pending_calls;
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        match self.admission.has_place_for_stream(call.account, bound) {
+        match self.admission.may_wait_for_stream(call.account) {
             Ok(()) => self.enqueue(key, pool_key),
-            Err(no_place) => self.refuse_place(key, pool_key, no_place),
+            Err(full) => self.refuse_wait(key, pool_key, full),
         }
     }
 
-    fn refuse_place(&mut self, key: CallKey, pool_key: PoolKey, no_place: NoPlace) {
-        self.count(no_place.counter());
+    fn refuse_wait(&mut self, key: CallKey, pool_key: PoolKey, full: QueueFull) {
+        self.count(full.counter());
         let text = format!(
             "{} for a stream to {}",
-            no_place.text(),
+            full.text(),
             self.target_with_address(key, pool_key)
         );
         let failure = self.mark_unprocessed(key, Failure::new(Reason::Overloaded, text));
@@ -51,7 +50,7 @@ impl Exchange {
         let until = since + call.policy.pending_timeout;
         let timer = self.timers.set(until, Timer::Wait(key));
         let old = call.wait_timer.replace(timer);
-        self.admission.take_place_for_stream(account);
+        self.admission.wait_for_stream(account);
         self.unset(old);
         let (pools, io) = self.pools_io();
         let failed = pools.wait(pool_key, account, key, io);
@@ -62,7 +61,7 @@ impl Exchange {
     pub(in crate::exchange) fn feed_pools(&mut self) {
         while let Some(pool) = self.pools.next_runnable() {
             while let Some((call, conn)) = self.pools.next_ready(pool, &self.conns) {
-                self.leave_place(call);
+                self.stop_waiting_for_stream(call);
                 self.send_attempt(call, conn);
             }
             self.dial_if_needed(pool);

@@ -40,7 +40,7 @@ impl Exchange {
             }
         };
         let grown = call.replay.len() + call.up_queued.bytes() > before;
-        self.account(key);
+        self.update_charges(key);
         self.mark_dirty(up.conn);
         if grown && let Some(over) = self.over_share(key) {
             return self.overload(key, over);

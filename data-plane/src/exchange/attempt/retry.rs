@@ -89,7 +89,7 @@ impl Exchange {
                 .get(key)
                 .and_then(|call| call.service.as_ref())
                 .map(|s| s.name.clone());
-            if name.is_some_and(|name| self.services.of(&name, now).budget.withdraw(now)) {
+            if name.is_some_and(|name| self.admission.take_retry(&name, now)) {
                 self.count(Counter::RetriesIdempotent);
                 if let Some(call) = self.calls.get_mut(key) {
                     call.last_failure = Some(Box::new(failure.clone()));
@@ -197,7 +197,7 @@ impl Exchange {
             return false;
         };
         let name = call.service.as_ref().map(|service| service.name.clone());
-        let affords = name.is_some_and(|name| self.services.of(&name, now).budget.withdraw(now));
+        let affords = name.is_some_and(|name| self.admission.take_retry(&name, now));
         if !affords {
             self.count(Counter::BoundRetryBudget);
         }

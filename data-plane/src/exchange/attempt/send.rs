@@ -101,7 +101,7 @@ impl Exchange {
             call.phase = Phase::Committed;
             self.metrics.counters.add(Counter::BoundReplay);
         }
-        self.account(key);
+        self.update_charges(key);
         self.mark_dirty(conn_key);
         self.credit_request(key);
     }

@@ -145,9 +145,9 @@ impl Call {
     /// What the call has buffered, by place.
     pub(in crate::exchange) fn buffered(&self) -> Amounts {
         let trailers = self.request_trailers.as_ref();
-        let trailers = trailers.map_or(0, |trailers| trailers.held_bytes());
+        let trailers = trailers.map_or(0, |trailers| trailers.memory_bytes());
         Amounts {
-            kept: self.replay.len() + self.request.held_bytes() + trailers,
+            kept: self.replay.len() + self.request.memory_bytes() + trailers,
             for_server: self.up_queued.bytes(),
             for_caller: self.down_queued.bytes(),
         }

@@ -19,7 +19,7 @@ impl Exchange {
         let Some(mut conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };
-        self.admission.buffers.forget_conn(conn.buffered());
+        self.admission.discharge_conn(conn.buffered());
         let calls = conn.take_calls();
         let Some(opened) = conn.opened() else {
             self.count(Counter::ClosedDownstream);

@@ -30,7 +30,7 @@ impl Exchange {
         if closed.is_err() {
             tracing::error!("closing a connection after a panic panicked; it is dropped");
             if let Some(conn) = self.conns.remove(key, &mut self.timers) {
-                self.admission.buffers.forget_conn(conn.buffered());
+                self.admission.discharge_conn(conn.buffered());
             }
         }
     }

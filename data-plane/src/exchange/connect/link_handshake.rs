@@ -11,7 +11,7 @@ use crate::upstream::dial::Dial;
 use crate::upstream::pool::Pool;
 
 impl Exchange {
-    pub(super) fn say_hello(&mut self, key: ConnKey, until: std::time::Instant) {
+    pub(super) fn send_hello(&mut self, key: ConnKey, until: std::time::Instant) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };

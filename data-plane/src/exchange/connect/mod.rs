@@ -43,7 +43,7 @@ impl Exchange {
         let pool = opened.pool();
         match *opened.state() {
             OpenState::Connecting(until) | OpenState::Settings(until) => match opened.is_link() {
-                true => self.say_hello(key, until),
+                true => self.send_hello(key, until),
                 false => self.ready(key),
             },
             OpenState::Hello(..) => {}
@@ -67,7 +67,7 @@ impl Exchange {
         let Some(conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };
-        self.admission.buffers.forget_conn(conn.buffered());
+        self.admission.discharge_conn(conn.buffered());
         self.count(Counter::ClosedUpstream);
         if let Some(pool) = conn.pool() {
             self.leave_pool(pool, key);

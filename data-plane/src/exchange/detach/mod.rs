@@ -56,7 +56,7 @@ impl Exchange {
             load.end((call.role == Role::Outbound).then_some((ok, took)));
         }
         if queued {
-            self.account(key);
+            self.update_charges(key);
         }
         let Some(up) = up else { return };
         if up.charged {
@@ -82,9 +82,9 @@ impl Exchange {
         };
         let timer = call.wait_timer.take();
         match (call.phase, &call.service) {
-            (Phase::Table, _) => drop(self.admission.for_table.remove(key)),
+            (Phase::Table, _) => self.admission.stop_wait_for_table(key),
             (Phase::Endpoints, Some(service)) => {
-                self.admission.for_endpoints.remove(&service.name, key);
+                self.admission.stop_wait_for_endpoints(&service.name, key);
             }
             _ => {}
         }
@@ -99,18 +99,18 @@ impl Exchange {
             return;
         };
         self.pools.stop_waiting(pool, account, key);
-        self.leave_place(key);
+        self.stop_waiting_for_stream(key);
     }
 
-    /// A call that has left the pool's queue gives up its place.
-    pub(in crate::exchange) fn leave_place(&mut self, key: CallKey) {
+    /// A call has left the queue of its pool.
+    pub(in crate::exchange) fn stop_waiting_for_stream(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
         let (account, timer) = (call.account, call.wait_timer.take());
         call.phase = Phase::Backoff;
         self.unset(timer);
-        self.admission.leave_place_for_stream(account);
+        self.admission.stop_wait_for_stream(account);
     }
 
     /// A connection leaves its pool: it takes no more calls, and its streams no longer count against the pool's limit.
@@ -160,7 +160,7 @@ impl Exchange {
         if !ready {
             return;
         }
-        conn.goodbye(ErrorCode::NO_ERROR, b"");
+        conn.send_goaway_and_close(ErrorCode::NO_ERROR, b"");
         self.leave_pool(pool, key);
         self.begin_close(key);
     }

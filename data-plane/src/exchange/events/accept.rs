@@ -43,7 +43,7 @@ impl Exchange {
             caller,
             first_request_by: now + self.options.first_request_timeout,
             keepalive: Some(self.options.keepalive_interval).filter(|_| role == Role::Inbound),
-            frugal: !self.growing,
+            low_memory: self.admission.is_low_memory(),
         };
         let key = match self.conns.accept(transport, options, now) {
             Ok(key) => key,

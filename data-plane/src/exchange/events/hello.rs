@@ -1,4 +1,5 @@
-//! What happens on an accepted connection besides calls: its timers, and a link's Hello.
+//! The accepting side of a link's handshake: a request on inbound that is a Hello is received and answered here. The
+//! messages are in `link`.
 
 use heddle_h2::{Fields, StreamId};
 

@@ -80,7 +80,7 @@ impl Exchange {
         }
         match due {
             Due::FirstRequest => {
-                conn.goodbye(ErrorCode::NO_ERROR, b"no request came in time");
+                conn.send_goaway_and_close(ErrorCode::NO_ERROR, b"no request came in time");
                 self.count(Counter::BoundFirstRequest);
                 self.begin_close(key);
             }

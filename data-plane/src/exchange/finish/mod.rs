@@ -51,7 +51,7 @@ impl Exchange {
         call.status = Some(failure.status());
         call.reason = Some(failure.reason);
         self.mark_dirty(down.conn);
-        self.account(key);
+        self.update_charges(key);
         self.finish_if_done(key);
     }
 

@@ -33,19 +33,19 @@ pub(in crate::exchange) fn strip(fields: &mut Fields) {
 
 /// Repairs an authority that strict servers (the http crate) would refuse: an empty one, and one with the zone of an
 /// IPv6 address, which has a meaning only on the caller's host.
-pub(in crate::exchange) fn mend_authority(fields: &mut Fields) {
-    let mended = match fields.authority() {
+pub(in crate::exchange) fn normalize_authority(fields: &mut Fields) {
+    let normalized = match fields.authority() {
         Some(b"") => match fields.get(b"host") {
             None | Some(b"") => b"localhost".to_vec(),
             Some(host) => host.to_vec(),
         },
         Some(authority) => match without_zone(authority) {
-            Some(mended) => mended,
+            Some(normalized) => normalized,
             None => return,
         },
         None => return,
     };
-    fields.set(b":authority", &mended);
+    fields.set(b":authority", &normalized);
 }
 
 /// A list up to this size is kept unchanged.
@@ -53,7 +53,7 @@ const TRIMMED_BYTES: usize = 2 * 1024;
 
 /// Reduces a large request that will not be sent again to the headers that are still read.
 pub(in crate::exchange) fn trim(fields: &mut Fields) {
-    if fields.held_bytes() <= TRIMMED_BYTES {
+    if fields.memory_bytes() <= TRIMMED_BYTES {
         return;
     }
     let mut rest = Fields::new();
@@ -167,7 +167,7 @@ mod tests {
 
     /// Issue 10, C2.
     #[test]
-    fn an_authority_that_servers_refuse_is_mended() {
+    fn an_authority_that_servers_refuse_is_normalized() {
         for (given, host, expect) in [
             ("", None, "localhost"),
             ("", Some(""), "localhost"),
@@ -181,7 +181,7 @@ mod tests {
             if let Some(host) = host {
                 fields.push(b"host", host.as_bytes());
             }
-            mend_authority(&mut fields);
+            normalize_authority(&mut fields);
             assert_eq!(fields.authority(), Some(expect.as_bytes()), "{given}");
         }
     }

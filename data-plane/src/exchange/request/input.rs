@@ -62,7 +62,7 @@ impl Exchange {
             (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
                 // Not sent to a server yet: kept whatever its size, which the caller's window limits.
                 call.replay.keep(data);
-                self.account(key);
+                self.update_charges(key);
                 if !data.is_empty()
                     && let Some(over) = self.over_share(key)
                 {
@@ -104,7 +104,7 @@ impl Exchange {
             }
             self.mark_dirty(up.conn);
         }
-        self.account(key);
+        self.update_charges(key);
         self.finish_if_done(key);
     }
 

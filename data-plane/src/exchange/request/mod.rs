@@ -1,7 +1,6 @@
 //! The start of a call: its headers are read, checked and cleaned, then it is routed and admitted. Takes request
 //! headers; the call then begins its first attempt, waits for a table or endpoints, or fails with a reason.
 
-mod admit;
 mod input;
 mod route;
 mod waits;
@@ -41,7 +40,7 @@ impl Exchange {
         };
         let id = given.unwrap_or_else(|| CallId::New(rand::Rng::random(&mut self.rng)));
         let grpc = headers::is_grpc(request.get(b"content-type"));
-        let (now, kept) = (self.now, request.held_bytes());
+        let (now, kept) = (self.now, request.memory_bytes());
         let policy = self.options.policy();
         let slot = found.calls().len();
         let key = self.calls.insert_with(|| Call {
@@ -86,8 +85,7 @@ impl Exchange {
             reason: None,
         })?;
         if let Some(call) = self.calls.get_mut(key) {
-            let buffers = &mut self.admission.buffers;
-            call.charge = buffers.charge_new(found.buffered_mut(), kept);
+            call.charge = self.admission.charge_new(found.buffered_mut(), kept);
         }
         found.begin_call(key);
         CallerStream::on(found, stream).begin(key);

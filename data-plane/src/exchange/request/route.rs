@@ -1,130 +1,168 @@
-//! Routing of a call: finds its service (outbound) or instance (inbound), then admits it and begins its first attempt, or
-//! makes it wait for a table or endpoints. The rules are in `route`.
+//! Routing and admission of a call: finds its service (outbound) or instance (inbound), then admits it, then begins its
+//! first attempt or makes it wait for a table or endpoints. The rules of routing are in `route`, those of admission in
+//! `admission`.
 
 use std::sync::Arc;
 
 use heddle_proto::Reason;
 
-use crate::caller::{CallerKey, Role};
-use crate::connection::Conn;
+use crate::caller::{Caller, CallerKey, Role};
+use crate::exchange::call::Call;
 use crate::exchange::headers::{self, TO};
 use crate::exchange::owner::Exchange;
 use crate::failure::{Failure, Fault};
 use crate::keys::CallKey;
+use crate::policy::CallPolicy;
+use crate::policy::buffers::OverShare;
 use crate::route::authority::{self, explain_ambiguous, explain_no_route, is_socket_path};
 use crate::route::instance::{self, Inbound};
-use crate::route::{Decision, Protocol, Route, RouteTable, Service};
+use crate::route::{Decision, Protocol, RouteTable, Service};
+
+/// What a call with a route does once it is admitted.
+enum Next<'t> {
+    /// Its first attempt.
+    Attempt,
+    /// The control side of this proxy answers it.
+    Internal,
+    /// It waits for the first table.
+    Table,
+    /// The endpoints of its service are not known yet.
+    Endpoints(Arc<Service>),
+    /// Several services claim its path, and the endpoints of some are not known yet.
+    Claims(&'t [Arc<Service>]),
+}
 
 impl Exchange {
-    /// Finds the service (outbound) or the instance (inbound), then admits the call and begins it.
+    /// Routes a call, admits it, and begins its first attempt or makes it wait for what is missing.
     pub(super) fn route_call(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get(key) else {
-            return;
-        };
-        match call.role {
-            Role::Outbound => self.route_outbound(key),
-            Role::Inbound => self.route_inbound(key),
-        }
-    }
-
-    fn route_outbound(&mut self, key: CallKey) {
-        let (table, policy) = (self.table(), self.options().policy());
+        let (table, policy) = (self.table(), self.options.policy());
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let Some(caller) = self.conns.get(call.down.conn).and_then(Conn::caller) else {
+        let Some(conn) = self.conns.get(call.down.conn) else {
             return;
         };
-        headers::strip(&mut call.request);
-        headers::mend_authority(&mut call.request);
-        // An older table may have set a service for which the call waited.
-        call.service = None;
-        // A request may name its authority in Host alone (RFC 9113 §8.3.1).
-        let authority = call
-            .request
-            .authority()
-            .or_else(|| call.request.get(b"host"));
-        let path = call.request.path().unwrap_or_default();
-        let decision = authority::route(&table, caller, authority, path, policy);
-        if matches!(decision, Decision::NoRoute) && authority.is_some_and(is_socket_path) {
-            // Servers that parse the authority strictly (the http crate) would refuse it as sent.
-            call.request.set(b":authority", b"localhost");
-            return self.route_outbound(key);
-        }
-        let failure = match decision {
-            Decision::Route(route) if route.service.protocol == Protocol::Grpc => {
-                return self.begin_outbound(key, route);
-            }
-            Decision::Route(route) => unsupported_protocol(&route.service),
-            Decision::Internal => {
-                if self.admit_call(key) {
-                    self.attempt_internal(key);
-                }
-                return;
-            }
-            _ if !table.is_ready() => {
-                if self.admit_call(key) {
-                    self.await_table(key);
-                }
-                return;
-            }
-            Decision::Ambiguous(services) if services.iter().any(|s| !s.endpoints_known) => {
-                if self.admit_call(key) {
-                    self.await_claims(key, services);
-                }
-                return;
-            }
-            Decision::Ambiguous(services) => {
-                Failure::new(Reason::AmbiguousRoute, explain_ambiguous(services, path))
-            }
-            Decision::NoRoute => Failure::new(
-                Reason::NoRoute,
-                explain_no_route(&table, caller, authority, path),
-            ),
+        let Some(caller) = conn.caller() else {
+            return;
         };
+        let routed = match call.role {
+            Role::Outbound => route_outbound(call, caller, &table, policy),
+            Role::Inbound => route_inbound(call, &table, policy, &mut self.text),
+        };
+        let next = match routed {
+            Ok(next) => next,
+            Err(failure) => return self.fail(key, &failure),
+        };
+        // Every call is admitted here, and nowhere else.
+        let admitted = self
+            .admission
+            .admit(caller, conn.buffered(), call.service_name());
+        if let Err(over) = admitted {
+            return self.refuse_over_share(key, over);
+        }
+        match next {
+            Next::Attempt => self.begin_attempts(key),
+            Next::Internal => self.attempt_internal(key),
+            Next::Table => self.await_table(key),
+            Next::Endpoints(service) if self.has_endpoints(key, &service) => {
+                self.begin_attempts(key);
+            }
+            Next::Endpoints(_) => {}
+            Next::Claims(services) => self.await_claims(key, services),
+        }
+    }
+
+    #[cold]
+    fn refuse_over_share(&mut self, key: CallKey, over: OverShare) {
+        let failure = self.mark_unprocessed(key, self.overloaded(key, over));
         self.fail(key, &failure);
     }
+}
 
-    /// An outbound call has a route: it is admitted, and begins once the endpoints of its service are known.
-    fn begin_outbound(&mut self, key: CallKey, route: Route) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        let service = Arc::clone(&route.service);
-        call.set_route(route);
-        if self.admit_call(key) && (service.endpoints_known || self.has_endpoints(key, &service)) {
-            self.begin_attempts(key);
+/// Finds the service of a call of this node's services.
+fn route_outbound<'t>(
+    call: &mut Call,
+    caller: &Caller,
+    table: &'t RouteTable,
+    policy: CallPolicy,
+) -> Result<Next<'t>, Failure> {
+    headers::strip(&mut call.request);
+    headers::normalize_authority(&mut call.request);
+    // An older table may have set a service for which the call waited.
+    call.service = None;
+    if authority_of(call).is_some_and(is_socket_path)
+        && matches!(decide(call, caller, table, policy), Decision::NoRoute)
+    {
+        // Servers that parse the authority strictly (the http crate) would refuse it as sent.
+        call.request.set(b":authority", b"localhost");
+    }
+    match decide(call, caller, table, policy) {
+        Decision::Route(route) if route.service.protocol == Protocol::Grpc => {
+            let next = match route.service.endpoints_known {
+                true => Next::Attempt,
+                false => Next::Endpoints(Arc::clone(&route.service)),
+            };
+            call.set_route(route);
+            Ok(next)
+        }
+        Decision::Route(route) => Err(unsupported_protocol(&route.service)),
+        Decision::Internal => Ok(Next::Internal),
+        _ if !table.is_ready() => Ok(Next::Table),
+        Decision::Ambiguous(services) if services.iter().any(|s| !s.endpoints_known) => {
+            Ok(Next::Claims(services))
+        }
+        Decision::Ambiguous(services) => {
+            let path = call.request.path().unwrap_or_default();
+            let text = explain_ambiguous(services, path);
+            Err(Failure::new(Reason::AmbiguousRoute, text))
+        }
+        Decision::NoRoute => {
+            let path = call.request.path().unwrap_or_default();
+            let text = explain_no_route(table, caller, authority_of(call), path);
+            Err(Failure::new(Reason::NoRoute, text))
         }
     }
+}
 
-    fn route_inbound(&mut self, key: CallKey) {
-        let (table, policy) = (self.table(), self.options().policy());
-        let mut text = std::mem::take(&mut self.text);
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        text.clear();
-        text.extend_from_slice(call.request.get(TO).unwrap_or_default());
-        call.account.caller =
-            CallerKey::behind(call.down.conn, headers::caller_number(&call.request));
-        headers::strip(&mut call.request);
-        let failure = match instance::route(&table, &text, policy) {
-            Inbound::Route(route, wanted) => {
-                call.wanted = wanted;
-                call.set_route(route);
-                None
-            }
-            Inbound::UnknownService { namespace, service } => {
-                Some(not_on_this_node(&table, service, namespace))
-            }
-            Inbound::NotNamed => Some(not_from_a_proxy(table.node())),
-        };
-        self.text = text;
-        match failure {
-            Some(failure) => self.fail(key, &failure),
-            None if self.admit_call(key) => self.begin_attempts(key),
-            None => {}
+#[inline]
+fn decide<'t>(
+    call: &Call,
+    caller: &Caller,
+    table: &'t RouteTable,
+    policy: CallPolicy,
+) -> Decision<'t> {
+    let path = call.request.path().unwrap_or_default();
+    authority::route(table, caller, authority_of(call), path, policy)
+}
+
+/// A request may name its authority in Host alone (RFC 9113 §8.3.1).
+fn authority_of(call: &Call) -> Option<&[u8]> {
+    let request = &call.request;
+    request.authority().or_else(|| request.get(b"host"))
+}
+
+/// Finds the instance of a call from another proxy. `text` is lent.
+fn route_inbound<'t>(
+    call: &mut Call,
+    table: &RouteTable,
+    policy: CallPolicy,
+    text: &mut Vec<u8>,
+) -> Result<Next<'t>, Failure> {
+    text.clear();
+    text.extend_from_slice(call.request.get(TO).unwrap_or_default());
+    let number = headers::caller_number(&call.request);
+    call.account.caller = CallerKey::behind(call.down.conn, number);
+    headers::strip(&mut call.request);
+    match instance::route(table, text, policy) {
+        Inbound::Route(route, wanted) => {
+            call.wanted = wanted;
+            call.set_route(route);
+            Ok(Next::Attempt)
         }
+        Inbound::UnknownService { namespace, service } => {
+            Err(not_on_this_node(table, service, namespace))
+        }
+        Inbound::NotNamed => Err(not_from_a_proxy(table.node())),
     }
 }
 

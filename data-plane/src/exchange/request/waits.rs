@@ -12,20 +12,20 @@ impl Exchange {
     /// A new table has arrived: continues the calls that have what they waited for. Even a table that is not ready may
     /// be enough, since this node's own instances are in the first one.
     pub(in crate::exchange) fn resume_waiting(&mut self) {
-        for call in self.admission.for_table.take() {
+        for call in self.admission.take_waits_for_table() {
             self.guard_call(call, |exchange| exchange.route_call(call));
         }
         self.requested.clear();
-        if self.admission.for_endpoints.len() == 0 {
+        if !self.admission.has_waits_for_endpoints() {
             return;
         }
         let table = self.table();
-        let free = self.admission.for_endpoints.take(&table);
+        let free = self.admission.take_waits_for_endpoints(&table);
         for call in free {
             self.guard_call(call, |exchange| exchange.route_call(call));
         }
         // The remaining services were requested under an older table, so they are requested again.
-        let waiting = self.admission.for_endpoints.services();
+        let waiting = self.admission.services_waited_for();
         for name in waiting {
             if let Some(service) = table.service(&name) {
                 self.request_endpoints(service);
@@ -90,17 +90,15 @@ impl Exchange {
     }
 
     pub(super) fn await_table(&mut self, key: CallKey) {
-        let bound = self.options().pending_calls;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let places = &mut self.admission.for_table;
-        if let Err(no_place) = places.push(key, call.account.caller, bound) {
-            self.count(no_place.counter());
+        if let Err(full) = self.admission.wait_for_table(key, call.account.caller) {
+            self.count(full.counter());
             let node = &self.options().node;
             let text = format!(
                 "{} for the first state of the proxy on node {node}",
-                no_place.text()
+                full.text()
             );
             return self.fail(key, &Failure::new(Reason::Overloaded, text));
         }

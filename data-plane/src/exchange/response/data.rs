@@ -39,7 +39,7 @@ impl Exchange {
         self.mark_dirty(down.conn);
         self.release(conn, stream, data.len() - queued);
         if queued > 0 {
-            self.account(key);
+            self.update_charges(key);
         }
         if let Some(over) = self.over_share_after_writing(key, down.conn) {
             return self.overload(key, over);

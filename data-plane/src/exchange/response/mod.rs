@@ -113,7 +113,7 @@ impl Exchange {
         call.phase = Phase::Committed;
         if !end {
             headers::trim(&mut call.request);
-            self.account(key);
+            self.update_charges(key);
         }
         if !self.send_list(key, fields, List::Headers { end }) {
             return;
@@ -179,7 +179,7 @@ impl Exchange {
             return false;
         };
         call.down_queued.add(list.write(&mut caller, fields), now);
-        self.account(key);
+        self.update_charges(key);
         self.mark_dirty(down.conn);
         true
     }

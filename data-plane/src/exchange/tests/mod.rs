@@ -141,7 +141,7 @@ fn a_sweep_that_panics_is_done_again() {
         .get_mut(call)
         .unwrap()
         .queue_for_caller(1, now);
-    exchange.admission.buffers.fill();
+    exchange.admission.fill_buffers();
     exchange.on_timer(Timer::Sweep);
     assert_eq!(exchange.metrics.counters.get(Counter::Panics), 1);
     // The first one is set at the start.

@@ -42,7 +42,7 @@ impl Exchange {
         for key in self.conns.keys() {
             let conn = self.conns.get_mut(key);
             if let Some(conn) = conn.filter(|conn| conn.is_accepted()) {
-                conn.goodbye(ErrorCode::NO_ERROR, b"drained");
+                conn.send_goaway_and_close(ErrorCode::NO_ERROR, b"drained");
                 self.begin_close(key);
             }
         }

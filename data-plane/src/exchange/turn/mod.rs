@@ -104,12 +104,12 @@ impl Exchange {
 
     /// A turn ends: adapts to the memory in use and updates the gauges that other threads read.
     pub(crate) fn end_turn(&mut self) {
-        self.bound_windows();
+        self.switch_low_memory();
         let (metrics, admission) = (&self.metrics, &self.admission);
         WorkerMetrics::set(&metrics.calls, self.calls.len());
         WorkerMetrics::set(&metrics.downstream, self.conns.accepted());
         WorkerMetrics::set(&metrics.upstream, self.conns.opened());
-        WorkerMetrics::set(&metrics.held_bytes, admission.buffers.total());
+        WorkerMetrics::set(&metrics.buffered_bytes, admission.buffered_bytes());
         WorkerMetrics::set(&metrics.pending, admission.waiting_for_streams());
         WorkerMetrics::set(&metrics.waiting, admission.waiting_for_state());
     }
@@ -134,7 +134,8 @@ impl Exchange {
     /// These services have not been called for a long time: drops their counters.
     pub(crate) fn forget(&mut self, services: &HashSet<Arc<str>>) {
         self.recorder.forget(services);
-        self.services.retain(|name| !services.contains(name));
+        self.admission
+            .retain_services(|name| !services.contains(name));
         for load in self.pools.loads_mut() {
             load.forget(|service| services.contains(service));
         }

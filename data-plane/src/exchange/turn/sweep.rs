@@ -17,7 +17,7 @@ impl Exchange {
     /// While the buffers are more than half full: closes callers that do not read, then ends calls whose receiver reads
     /// too little. Those that have buffered most come first, and no more are ended than needed.
     fn end_stalled(&mut self) {
-        if self.admission.buffers.is_far_from_full() {
+        if self.admission.is_far_from_full() {
             return;
         }
         let (now, limit) = (self.now, self.options().stall_timeout);
@@ -34,7 +34,7 @@ impl Exchange {
         }
         conns.sort_unstable_by_key(|(used, _)| std::cmp::Reverse(*used));
         for (_, key) in conns {
-            if self.admission.buffers.is_far_from_full() {
+            if self.admission.is_far_from_full() {
                 return;
             }
             self.count(Counter::BoundStall);
@@ -56,7 +56,7 @@ impl Exchange {
         }
         calls.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
         for (_, key, conns) in calls {
-            if self.admission.buffers.is_far_from_full() {
+            if self.admission.is_far_from_full() {
                 return;
             }
             self.count(Counter::BoundStall);
@@ -79,7 +79,7 @@ impl Exchange {
              {} MiB that a worker may buffer",
             MIN_TAKEN >> 10,
             limit.as_secs(),
-            self.options().held_bytes >> 20,
+            self.options().buffered_bytes >> 20,
         );
         Failure::new(Reason::Overloaded, text)
     }
@@ -97,7 +97,8 @@ impl Exchange {
         }
         self.pools.end_sweep(&known, &mut self.timers);
         self.passive.retain(|uid| known.contains(&uid));
-        self.services.retain(|name| table.service(name).is_some());
+        self.admission
+            .retain_services(|name| table.service(name).is_some());
     }
 
     /// Removes endpoints that are gone, and ends stalled calls.
