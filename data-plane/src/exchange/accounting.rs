@@ -21,7 +21,7 @@ impl Exchange {
         };
         let (buffered, caller, now) = (call.buffered(), call.caller(), self.now);
         let conns = &mut self.conns;
-        let service = call.service.as_ref().map(|service| &service.name);
+        let service = call.route.service().map(|service| &service.name);
         self.admission.charge(
             &mut call.charge,
             buffered,
@@ -36,7 +36,7 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let caller = self.conns.get_mut(call.down.conn);
+        let caller = self.conns.get_mut(call.caller());
         let caller = caller.map(Conn::buffered_mut);
         self.admission.discharge(&mut call.charge, caller);
     }
@@ -59,9 +59,9 @@ impl Exchange {
     #[cold]
     fn over_share_when_full(&self, key: CallKey) -> Option<OverShare> {
         let call = self.calls.get(key)?;
-        let conn = self.conns.get(call.down.conn)?;
+        let conn = self.conns.get(call.caller())?;
         self.admission
-            .over_share(conn.caller()?, conn.buffered(), call.service_name())
+            .over_share(conn.caller()?, conn.buffered(), call.route.service_name())
     }
 
     /// The failure of a call that is refused or ended because a share is used up; counted.
@@ -72,7 +72,7 @@ impl Exchange {
                 "all calls together hold all".to_owned(),
             ),
             OverShare::Caller => {
-                let role = self.calls.get(key).map(|call| call.role);
+                let role = self.calls.get(key).map(Call::role);
                 let who = match role {
                     Some(Role::Inbound) => {
                         "the calls of this link have buffered more than its share"
@@ -82,7 +82,8 @@ impl Exchange {
                 (Counter::BoundCallerShare, who.to_owned())
             }
             OverShare::Service => {
-                let service = self.calls.get(key).and_then(Call::service_name);
+                let call = self.calls.get(key);
+                let service = call.and_then(|call| call.route.service_name());
                 let service = service.unwrap_or("the service");
                 let who = format!("the calls to {service} have buffered more than their share");
                 (Counter::BoundServiceShare, who)
@@ -102,11 +103,9 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let written = call.up.map_or(0, |up| up.written);
-        let fresh = written.saturating_sub(call.credited);
+        let fresh = call.request.credit_written(call.upstream.written());
         if fresh > 0 {
-            call.credited += fresh;
-            let down = call.down;
+            let down = call.down();
             self.credit_caller(down, fresh);
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::arena::Key;
 use crate::connection::{Conn, OutputState};
-use crate::exchange::call::CallerStreamId;
+use crate::exchange::call::{CallerStreamId, Downstream};
 use crate::exchange::owner::Exchange;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
@@ -48,15 +48,11 @@ impl Exchange {
             };
             let (now, sent) = (self.now, drained.bytes + drained.list_bytes);
             let stream = CallerStreamId::Http2(drained.stream);
-            if call.down.conn == key && call.down.stream == stream {
+            if call.down() == (Downstream { conn: key, stream }) {
                 self.on_caller_took(call_key, drained.bytes, sent);
-            } else if let Some(up) = call
-                .up
-                .as_mut()
-                .filter(|up| up.conn == key && up.stream == drained.stream)
-            {
-                up.written += drained.bytes;
-                call.up_queued.take(sent, now);
+            } else if call.upstream.is_on(key, drained.stream) {
+                call.upstream.add_written(drained.bytes);
+                call.upstream.take_queued(sent, now);
                 self.update_charges(call_key);
                 self.credit_request(call_key);
             }
@@ -117,8 +113,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.down_queued.take(all, now);
-        if let Some(up) = call.up {
+        call.response.take_queued(all, now);
+        if let Some(up) = call.upstream.attempt() {
             self.release(up.conn, up.stream, data);
         }
         self.update_charges(key);

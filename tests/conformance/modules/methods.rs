@@ -19,16 +19,17 @@ pub(super) fn add_calls(
             let part = path.iter().next().unwrap().to_str().unwrap();
             let part = part.strip_suffix(".rs").unwrap_or(part).to_owned();
             let text = std::fs::read_to_string(&file).unwrap();
-            (part, path.display().to_string(), code(&text))
+            let blocks = blocks_of(owner, &code(&text));
+            (part, path.display().to_string(), blocks)
         })
         .collect();
     let mut methods = BTreeMap::new();
-    for (part, _, code) in &files {
-        methods.extend(defined(code, owner).map(|name| (name, part.clone())));
+    for (part, _, blocks) in &files {
+        methods.extend(defined(blocks).map(|name| (name, part.clone())));
     }
     assert!(!methods.is_empty(), "{owner} has no methods in {src:?}");
-    for (part, path, code) in &files {
-        for name in called(code, owner) {
+    for (part, path, blocks) in &files {
+        for name in called(blocks, owner) {
             if let Some(other) = methods.get(&name).filter(|other| *other != part) {
                 let used = found.entry(part.clone()).or_default();
                 used.entry(other.clone())
@@ -38,32 +39,38 @@ pub(super) fn add_calls(
     }
 }
 
-/// The methods in `impl` blocks of `owner`, formatted as by rustfmt.
-fn defined<'c>(code: &'c str, owner: &str) -> impl Iterator<Item = String> + use<'c> {
+/// The `impl` blocks of `owner`, formatted as by rustfmt.
+fn blocks_of(owner: &str, code: &str) -> String {
     let begin = format!("impl {owner} {{");
     let mut within = false;
-    code.lines().filter_map(move |line| {
-        within = match line {
-            _ if line == begin => true,
+    let lines = code.lines().filter(|line| {
+        within = match *line {
+            _ if *line == begin => true,
             "}" => false,
             _ => within,
         };
-        let item = line
-            .strip_prefix("    ")
-            .filter(|item| within && !item.starts_with(' '))?;
-        let (_, name) = item.split_once("fn ")?;
+        within
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// The names of the methods in such blocks.
+fn defined(blocks: &str) -> impl Iterator<Item = String> {
+    blocks.lines().filter_map(|line| {
+        let item = line.strip_prefix("    ")?;
+        let (_, name) = item.split_once("fn ").filter(|_| !item.starts_with(' '))?;
         Some(identifier(name).to_owned())
     })
 }
 
 /// The names of methods that are called on `self`, on a variable named like `owner`, or by `Self::`.
-fn called(code: &str, owner: &str) -> Vec<String> {
+fn called(blocks: &str, owner: &str) -> Vec<String> {
     let variable = owner.to_lowercase();
     let mut found = Vec::new();
     for receiver in ["self", "Self", &variable] {
-        for (at, _) in code.match_indices(receiver) {
-            let before = code[..at].chars().next_back();
-            let rest = code[at + receiver.len()..].trim_start();
+        for (at, _) in blocks.match_indices(receiver) {
+            let before = blocks[..at].chars().next_back();
+            let rest = blocks[at + receiver.len()..].trim_start();
             let (path, field) = (rest.strip_prefix("::"), rest.strip_prefix('.'));
             let Some(rest) = path.or(field).filter(|_| !before.is_some_and(is_word)) else {
                 continue;
@@ -103,7 +110,7 @@ impl Owner {
 }
 
 impl Other {
-    fn two(&self) {}
+    fn two(&self) { self.eight() }
 }
 
 #[cfg(test)]
@@ -111,10 +118,9 @@ mod tests {
     fn f() { owner.seven() }
 }
 ";
-    let code = code(text);
-    let defined: Vec<String> = defined(&code, "Owner").collect();
-    assert_eq!(defined, ["one"]);
-    let mut called = called(&code, "Owner");
+    let blocks = blocks_of("Owner", &code(text));
+    assert_eq!(defined(&blocks).collect::<Vec<_>>(), ["one"]);
+    let mut called = called(&blocks, "Owner");
     called.sort();
     assert_eq!(called, ["contain", "five", "four", "three", "two"]);
 }

@@ -260,7 +260,7 @@ const EXCHANGE: Layers = Layers {
         ("connect", &["owner", "detach", "attempt"]),
         (
             "close",
-            &["owner", "detach", "finish", "attempt", "connect"],
+            &["call", "owner", "detach", "finish", "attempt", "connect"],
         ),
         (
             "output",

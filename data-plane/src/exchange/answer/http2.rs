@@ -1,5 +1,5 @@
-//! Callers that speak HTTP/2: answers become frames of their stream, and events of their connection become input of
-//! their calls. The token of a stream is the key of its call.
+//! Answers to callers that speak HTTP/2: they become frames of the call's stream. The token of a stream is the key of its
+//! call. Input from such callers is in `events::caller`.
 
 use std::time::Instant;
 
@@ -7,14 +7,11 @@ use heddle_h2::{ErrorCode, Fields, StreamId};
 
 use crate::connection::Conn;
 use crate::exchange::answer::FailureForm;
-use crate::exchange::call::ResponseProgress;
+use crate::exchange::call::{CANCELLED, ResponseProgress};
 use crate::failure::{self, Failure, FailureContext};
 use crate::keys::CallKey;
 
-/// gRPC's CANCELLED.
-pub(in crate::exchange) const CANCELLED: u8 = 1;
-
-/// A stream of a caller. See [`super::caller_stream::CallerStream`] for its methods.
+/// A stream of a caller. See [`super::CallerStream`] for its methods.
 pub(in crate::exchange) struct Http2Caller<'w> {
     conn: &'w mut Conn,
     stream: StreamId,

@@ -37,13 +37,14 @@ pub(in crate::exchange) struct FailureForm<'c> {
 
 impl<'c> FailureForm<'c> {
     pub(in crate::exchange) fn of(call: &'c Call) -> Self {
-        let content_type = call.request.get(b"content-type");
+        let content_type = call.request.fields().get(b"content-type");
         Self {
             grpc: call
-                .grpc
+                .request
+                .is_grpc()
                 .then(|| content_type.unwrap_or(b"application/grpc")),
-            head: call.request.method() == Some(b"HEAD"),
-            sent: call.sent,
+            head: call.request.fields().method() == Some(b"HEAD"),
+            sent: call.response.progress(),
         }
     }
 }

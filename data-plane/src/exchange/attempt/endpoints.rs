@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use heddle_proto::Reason;
 
 use crate::exchange::admission::{QueueFull, must_wait};
-use crate::exchange::call::Phase;
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
 use crate::keys::CallKey;
@@ -67,7 +66,7 @@ impl Exchange {
     }
 
     /// Makes a call wait for the endpoints of a service.
-    pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
+    pub(in crate::exchange) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
         let requested = self.request_endpoints(service);
         self.await_endpoints(key, service, requested);
     }
@@ -78,7 +77,7 @@ impl Exchange {
         };
         let queued = match requested {
             true => {
-                let caller = call.account.caller;
+                let caller = call.account().caller;
                 self.admission
                     .wait_for_endpoints(&service.name, key, caller)
             }
@@ -100,8 +99,7 @@ impl Exchange {
             return self.fail(key, &Failure::new(Reason::Overloaded, text));
         }
         if let Some(call) = self.calls.get_mut(key) {
-            call.service = Some(Arc::clone(service));
-            call.phase = Phase::Endpoints;
+            call.wait_for_endpoints(service);
         }
         self.start_wait(key);
     }
@@ -113,9 +111,11 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.wait_timer.is_none() {
-            let until = end_of_wait(now, call.policy.ready_timeout, call.deadline);
-            call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
+        if !call.timing.has_wait_timer() {
+            let longest = call.route.policy().ready_timeout;
+            let until = end_of_wait(now, longest, call.timing.deadline());
+            call.timing
+                .begin_wait(self.timers.set(until, Timer::Wait(key)));
         }
     }
 
@@ -123,7 +123,9 @@ impl Exchange {
     pub(in crate::exchange) fn no_endpoints_yet(&self, key: CallKey) -> Failure {
         let node = &self.options().node;
         let call = self.calls.get(key);
-        let service = call.and_then(|call| call.service_name()).unwrap_or("it");
+        let service = call
+            .and_then(|call| call.route.service_name())
+            .unwrap_or("it");
         let text = format!(
             "the control plane has not answered the proxy on node {node}, which has requested the \
              endpoints of {service} since its first call"

@@ -20,10 +20,11 @@ impl Exchange {
     pub(in crate::exchange) fn begin_attempts(&mut self, key: CallKey) {
         let now = self.now;
         if let Some(call) = self.calls.get_mut(key) {
-            if let Some(service) = &call.service {
-                call.account.service = self.admission.begin_call(&service.name, now);
+            if let Some(service) = call.route.service() {
+                let number = self.admission.begin_call(&service.name, now);
+                call.set_service_number(number);
             }
-            let timer = call.wait_timer.take();
+            let timer = call.timing.end_wait();
             self.unset(timer);
         }
         self.begin_attempt(key);
@@ -43,10 +44,10 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let Some(service) = call.service.clone() else {
+        let Some(service) = call.route.service().cloned() else {
             return self.attempt_internal(key);
         };
-        let role = call.role;
+        let role = call.role();
         let picked = match role {
             Role::Outbound => self.pick_outbound(call, |n| rand::Rng::random_range(&mut rng, 0..n)),
             Role::Inbound => self.pick_inbound(call),
@@ -60,7 +61,7 @@ impl Exchange {
             let last = self
                 .calls
                 .get_mut(key)
-                .and_then(|call| call.last_failure.take());
+                .and_then(|call| call.history.take_failure());
             let failure = match last {
                 // What happened to the call, not what became of the wish to try it again.
                 Some(last) => {
@@ -85,9 +86,8 @@ impl Exchange {
             let reported = || metrics.load(&service.name, &at.region, &at.zone);
             load.begin((role == Role::Outbound).then_some(reported));
         }
-        call.endpoint = Some(endpoint);
-        call.charged = true;
-        call.waits_since = None;
+        call.upstream.choose(endpoint);
+        call.timing.reset_stream_wait();
         self.send_or_wait(key, pool);
     }
 }

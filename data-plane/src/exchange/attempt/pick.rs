@@ -22,14 +22,14 @@ impl Exchange {
         call: &Call,
         mut below: impl FnMut(u64) -> u64,
     ) -> Option<Arc<Endpoint>> {
-        let service = call.service.as_ref()?;
+        let service = call.route.service()?;
         let reachable = |endpoint: &Endpoint| self.cost_in_reach(endpoint);
         let admitted = |endpoint: &Endpoint| {
             let standing = self.passive.availability(endpoint.uid, self.now);
             reachable(endpoint).and_then(|cost| standing.cost(cost))
         };
         let fresh = |endpoint: &Endpoint| {
-            let failed = call.tried.contains(&endpoint.uid);
+            let failed = call.history.has_tried(endpoint.uid);
             if failed { None } else { admitted(endpoint) }
         };
         let any = |endpoint: &Endpoint| Some(self.cost(endpoint));
@@ -43,10 +43,10 @@ impl Exchange {
 
     /// The instance that the caller's proxy chose, otherwise another local instance of the service.
     pub(super) fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
-        let service = call.service.as_ref()?;
-        let fresh = |e: &&Arc<Endpoint>| !call.tried.contains(&e.uid);
+        let service = call.route.service()?;
+        let fresh = |e: &&Arc<Endpoint>| !call.history.has_tried(e.uid);
         let mut locals = service.locals.iter().filter(fresh);
-        let chosen = locals.clone().find(|e| Some(e.uid) == call.wanted);
+        let chosen = locals.clone().find(|e| Some(e.uid) == call.route.wanted());
         let cost = |e: &&Arc<Endpoint>| self.cost(e);
         let other = || locals.by_ref().min_by(|a, b| cost(a).total_cmp(&cost(b)));
         chosen.or_else(other).cloned()
@@ -85,7 +85,7 @@ impl Exchange {
         let inbound = self
             .calls
             .get(key)
-            .is_some_and(|call| call.role == Role::Inbound);
+            .is_some_and(|call| call.role() == Role::Inbound);
         let all = service.endpoints.endpoints.iter();
         // Inbound forwards calls only to instances of this node.
         let own = |e: &&Arc<Endpoint>| !inbound || matches!(e.target, Target::Local(_));

@@ -5,7 +5,7 @@ use heddle_proto::{Reason, count};
 
 use crate::connection::Conn;
 use crate::exchange::admission::QueueFull;
-use crate::exchange::call::{Call, Phase};
+use crate::exchange::call::Call;
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey, PoolKey};
@@ -16,11 +16,11 @@ use crate::upstream::pool::Pool;
 
 impl Exchange {
     /// Makes a call wait for a stream of the pool, or refuses it if too many wait.
-    pub(super) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
+    pub(in crate::exchange) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        match self.admission.may_wait_for_stream(call.account) {
+        match self.admission.may_wait_for_stream(call.account()) {
             Ok(()) => self.enqueue(key, pool_key),
             Err(full) => self.refuse_wait(key, pool_key, full),
         }
@@ -43,13 +43,11 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let account = call.account;
-        call.phase = Phase::Pending(pool_key);
-        // A call that lost its stream right after getting it keeps the start of its first wait.
-        let since = *call.waits_since.get_or_insert(now);
-        let until = since + call.policy.pending_timeout;
+        let account = call.account();
+        let since = call.wait_for_stream(pool_key, now);
+        let until = since + call.route.policy().pending_timeout;
         let timer = self.timers.set(until, Timer::Wait(key));
-        let old = call.wait_timer.replace(timer);
+        let old = call.timing.begin_wait(timer);
         self.admission.wait_for_stream(account);
         self.unset(old);
         let (pools, io) = self.pools_io();
@@ -73,7 +71,7 @@ impl Exchange {
         self.count(Counter::BoundPendingTimeout);
         let (reason, held) = self.what_holds(key, pool);
         let call = self.calls.get(key);
-        let longest = call.map(|call| call.policy.pending_timeout);
+        let longest = call.map(|call| call.route.policy().pending_timeout);
         let text = format!("waited {:?} {held}", longest.unwrap_or_default());
         let failure = self.mark_unprocessed(key, Failure::new(reason, text));
         self.fail(key, &failure);
@@ -114,11 +112,11 @@ impl Exchange {
                 count(most, "connection")
             )
         };
-        let over = self.pools.over_share(pool, call.account);
+        let over = self.pools.over_share(pool, call.account());
         match over.filter(|_| self.pools.room_in(key, &self.conns).is_some()) {
             Some(Over::Caller(used)) => return share("the caller's connection", used),
             Some(Over::Service(used)) => {
-                return share(call.service_name().unwrap_or("the service"), used);
+                return share(call.route.service_name().unwrap_or("the service"), used);
             }
             None => {}
         }

@@ -3,7 +3,6 @@
 //! instances). Otherwise only the caller's proxy retries, only idempotent methods, and within the service's retry
 //! budget.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_pacing::doubled;
@@ -44,11 +43,11 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        if call.phase == Phase::Finishing {
+        if call.phase() == Phase::Finishing {
             return self.detach_upstream(key);
         }
         let target = call.peer_name();
-        let endpoint = call.endpoint.as_ref();
+        let endpoint = call.upstream.endpoint();
         let was_stopped = endpoint.is_some_and(|endpoint| {
             let load = self.pools.load(endpoint.uid);
             // The end of a link says nothing about the instance behind it.
@@ -87,13 +86,12 @@ impl Exchange {
             let name = self
                 .calls
                 .get(key)
-                .and_then(|call| call.service.as_ref())
+                .and_then(|call| call.route.service())
                 .map(|s| s.name.clone());
             if name.is_some_and(|name| self.admission.take_retry(&name, now)) {
                 self.count(Counter::RetriesIdempotent);
                 if let Some(call) = self.calls.get_mut(key) {
-                    call.last_failure = Some(Box::new(failure.clone()));
-                    call.seen += 1;
+                    call.history.note_seen(failure.clone());
                 }
                 return self.retry(key);
             }
@@ -123,19 +121,8 @@ impl Exchange {
 
     /// Updates the call's service to the latest table for the next attempt.
     pub(in crate::exchange) fn refresh_service(&mut self, key: CallKey) {
-        let Some(service) = self
-            .calls
-            .get_mut(key)
-            .and_then(|call| call.service.as_mut())
-        else {
-            return;
-        };
-        // Not if the table has just dropped the endpoints as unused: then the call's own state is better.
-        let latest = self.table.service(&service.name);
-        if let Some(latest) =
-            latest.filter(|latest| latest.endpoints_known || !service.endpoints_known)
-        {
-            *service = Arc::clone(latest);
+        if let Some(call) = self.calls.get_mut(key) {
+            call.route.refresh(&self.table);
         }
     }
 
@@ -144,7 +131,7 @@ impl Exchange {
         self.detach_upstream(key);
         if let Some(call) = self.calls.get_mut(key) {
             // A failed dial counts as an attempt; otherwise a dead service would be dialled forever.
-            call.attempts += 1;
+            call.history.count_attempt();
         }
         self.retry_or_fail(key, failure);
     }
@@ -160,7 +147,7 @@ impl Exchange {
             && self
                 .calls
                 .get(key)
-                .is_some_and(|call| call.role == Role::Outbound && call.repeats == 0);
+                .is_some_and(|call| call.role() == Role::Outbound && call.history.repeats() == 0);
         match refused_first {
             true => self.retry_at_once(key),
             false => self.retry(key),
@@ -172,18 +159,21 @@ impl Exchange {
         let Some(call) = self.calls.get(key).filter(|call| call.can_replay()) else {
             return false;
         };
-        let refused = reason == Reason::UpstreamReset && call.role == Role::Outbound;
-        if refused && call.deadline.is_some() {
+        let refused = reason == Reason::UpstreamReset && call.role() == Role::Outbound;
+        if refused && call.timing.deadline().is_some() {
             return true;
         }
-        call.attempts < call.policy.max_attempts && (refused || has_next_endpoint(call))
+        call.history.attempts() < call.route.policy().max_attempts
+            && (refused || has_next_endpoint(call))
     }
 
     fn can_retry_safe(&self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else {
             return false;
         };
-        call.can_replay() && call.attempts < call.policy.max_attempts && has_next_endpoint(call)
+        call.can_replay()
+            && call.history.attempts() < call.route.policy().max_attempts
+            && has_next_endpoint(call)
     }
 
     /// Whether a call that another proxy refused may be retried. If that proxy was overloaded, only on another instance
@@ -196,7 +186,7 @@ impl Exchange {
         let Some(call) = self.calls.get(key).filter(|call| has_fresh(call, |_| true)) else {
             return false;
         };
-        let name = call.service.as_ref().map(|service| service.name.clone());
+        let name = call.route.service().map(|service| service.name.clone());
         let affords = name.is_some_and(|name| self.admission.take_retry(&name, now));
         if !affords {
             self.count(Counter::BoundRetryBudget);
@@ -206,17 +196,15 @@ impl Exchange {
 
     /// Whether a call whose current attempt the application may have seen may be retried.
     pub(in crate::exchange) fn can_retry_idempotent(&self, key: CallKey) -> bool {
-        let Some(call) = self
-            .calls
-            .get(key)
-            .filter(|call| call.role == Role::Outbound && call.seen + 1 < IDEMPOTENT_ATTEMPTS)
-        else {
+        let Some(call) = self.calls.get(key).filter(|call| {
+            call.role() == Role::Outbound && call.history.seen() + 1 < IDEMPOTENT_ATTEMPTS
+        }) else {
             return false;
         };
-        let Some(service) = call.service.as_ref().filter(|_| self.can_retry_safe(key)) else {
+        let Some(service) = call.route.service().filter(|_| self.can_retry_safe(key)) else {
             return false;
         };
-        let method = call.request.path().and_then(split_path);
+        let method = split_path(call.request.path());
         method.is_some_and(|(proto_service, method)| service.is_idempotent(proto_service, method))
     }
 
@@ -225,7 +213,7 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return false;
         };
-        match call.role {
+        match call.role() {
             Role::Outbound => has_fresh(call, |uid| {
                 let ejected = self.passive.availability(uid, self.now) == Availability::Out;
                 !ejected && !self.is_unreachable(uid)
@@ -240,7 +228,7 @@ impl Exchange {
     fn retry_at_once(&mut self, key: CallKey) {
         if let Some(call) = self.calls.get_mut(key) {
             leave_endpoint(call);
-            call.repeats += 1;
+            call.history.count_repeat();
         }
         self.begin_attempt(key);
     }
@@ -258,35 +246,36 @@ impl Exchange {
         }
         // This node's own instances failed, but there may be others elsewhere.
         if let Some(service) = call
-            .service
-            .clone()
-            .filter(|s| may_get_endpoints(call.role, s))
+            .route
+            .service()
+            .cloned()
+            .filter(|s| may_get_endpoints(call.role(), s))
         {
             return self.wait_for_endpoints(key, &service);
         }
-        let backoff = doubled(FIRST_BACKOFF, call.repeats, LONGEST_BACKOFF);
-        call.repeats += 1;
+        let backoff = doubled(FIRST_BACKOFF, call.history.repeats(), LONGEST_BACKOFF);
+        call.history.count_repeat();
         let at = self.now + backoff.mul_f64(0.5 + random / 2.0);
-        call.wait_timer = Some(self.timers.set(at, Timer::Wait(key)));
+        call.timing
+            .begin_wait(self.timers.set(at, Timer::Wait(key)));
     }
 }
 
 /// Ends the attempt on the call's endpoint; the next one prefers another endpoint.
-fn leave_endpoint(call: &mut Call) {
-    call.phase = Phase::Backoff;
-    let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
-    if let Some(uid) = failed.filter(|uid| !call.tried.contains(uid)) {
-        call.tried.push(uid);
+pub(in crate::exchange) fn leave_endpoint(call: &mut Call) {
+    call.back_off();
+    if let Some(failed) = call.upstream.leave_endpoint() {
+        call.history.note_tried(failed);
     }
 }
 
 /// Whether there is an endpoint for a retry.
 fn has_next_endpoint(call: &Call) -> bool {
-    let patient = call.role == Role::Outbound && call.repeats < REPEATS;
+    let patient = call.role() == Role::Outbound && call.history.repeats() < REPEATS;
     let unheld = call
-        .service
-        .as_ref()
-        .is_some_and(|s| may_get_endpoints(call.role, s));
+        .route
+        .service()
+        .is_some_and(|s| may_get_endpoints(call.role(), s));
     patient || unheld || has_fresh(call, |_| true)
 }
 
@@ -298,12 +287,14 @@ fn may_get_endpoints(role: Role, service: &Service) -> bool {
 /// Whether an endpoint for which `also` is true has not failed in this call. Inbound uses only its own node's
 /// endpoints.
 fn has_fresh(call: &Call, also: impl Fn(u64) -> bool) -> bool {
-    let failed = call.endpoint.as_ref().map(|endpoint| endpoint.uid);
-    let fresh = |e: &Endpoint| Some(e.uid) != failed && !call.tried.contains(&e.uid);
-    let local = |e: &Endpoint| call.role == Role::Outbound || matches!(e.target, Target::Local(_));
+    let failed = call.upstream.endpoint().map(|endpoint| endpoint.uid);
+    let fresh = |e: &Endpoint| Some(e.uid) != failed && !call.history.has_tried(e.uid);
+    let local =
+        |e: &Endpoint| call.role() == Role::Outbound || matches!(e.target, Target::Local(_));
     let all = call
-        .service
-        .iter()
+        .route
+        .service()
+        .into_iter()
         .flat_map(|service| &service.endpoints.endpoints);
     all.into_iter()
         .any(|e| e.health.usable() && local(e) && fresh(e) && also(e.uid))

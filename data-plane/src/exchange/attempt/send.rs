@@ -8,7 +8,7 @@ use heddle_h2::OpenError;
 use heddle_proto::Reason;
 
 use crate::connection::Conn;
-use crate::exchange::call::{Attempt, Call, Phase};
+use crate::exchange::call::{Attempt, Call};
 use crate::exchange::headers::grpc_timeout::{self, GRPC_TIMEOUT};
 use crate::exchange::headers::{self, CALL, CALLER, FROM, TO};
 use crate::exchange::owner::Exchange;
@@ -22,7 +22,7 @@ const LONGEST_DIAL_WAIT: Duration = Duration::from_millis(250);
 
 impl Exchange {
     pub(super) fn send_or_wait(&mut self, key: CallKey, pool: PoolKey) {
-        let Some(account) = self.calls.get(key).map(|call| call.account) else {
+        let Some(account) = self.calls.get(key).map(Call::account) else {
             return;
         };
         match self.pools.stream_for(account, pool, &self.conns) {
@@ -66,25 +66,26 @@ impl Exchange {
         let Some(pool) = conn.pool() else {
             return;
         };
-        let trailers = call.request_trailers.is_some();
-        let body = call.replay.len() > 0;
-        let end = call.request_ended && !trailers;
-        let stream = match conn.open(&call.request, key.pack(), end && !body) {
+        let trailers = call.request.trailers().is_some();
+        let body = !call.request.body().is_empty();
+        let end = call.request.has_ended() && !trailers;
+        let stream = match conn.open(call.request.fields(), key.pack(), end && !body) {
             Ok(stream) => stream,
             Err(error) => return self.open_refused(key, conn_key, error),
         };
         let slot = conn.add_call(key);
-        self.pools.take_stream(pool, call.account);
+        self.pools.take_stream(pool, call.account());
         let mut written = 0;
         if body {
-            written = conn.data(stream, call.replay.bytes(), end).unwrap_or(0);
-            call.up_queued.add(call.replay.len() - written, now);
+            let body = call.request.body();
+            written = conn.data(stream, body, end).unwrap_or(0);
+            call.upstream.queue(body.len() - written, now);
         }
-        if let Some(trailers) = &call.request_trailers {
+        if let Some(trailers) = call.request.trailers() {
             let queued = conn.headers(stream, trailers, true).unwrap_or(0);
-            call.up_queued.add(queued, now);
+            call.upstream.queue(queued, now);
         }
-        call.up = Some(Attempt {
+        call.begin_attempt(Attempt {
             conn: conn_key,
             stream,
             slot,
@@ -94,11 +95,7 @@ impl Exchange {
             charged: true,
             link,
         });
-        call.attempts += 1;
-        call.phase = Phase::Attempting;
-        if call.replay.len() > bound {
-            call.replay.give_up();
-            call.phase = Phase::Committed;
+        if call.commit_if_over(bound) {
             self.metrics.counters.add(Counter::BoundReplay);
         }
         self.update_charges(key);
@@ -120,7 +117,7 @@ impl Exchange {
         self.enqueue(key, pool);
     }
 
-    fn is_link(&self, conn: ConnKey) -> bool {
+    pub(in crate::exchange) fn is_link(&self, conn: ConnKey) -> bool {
         self.conns.get(conn).is_some_and(Conn::is_link)
     }
 
@@ -132,7 +129,7 @@ impl Exchange {
             None => self
                 .calls
                 .get(key)
-                .map_or(0, |call| call.policy.replay_bytes),
+                .map_or(0, |call| call.route.policy().replay_bytes),
         }
     }
 
@@ -143,29 +140,28 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
+        let (grpc, caller, id) = (call.request.is_grpc(), call.caller(), *call.id());
+        let request = call.request.fields_mut();
         // All hops are plaintext today, whatever scheme the caller used.
-        if call
-            .request
-            .scheme()
-            .is_some_and(|scheme| scheme != b"http")
-        {
-            call.request.set(b":scheme", b"http");
+        if request.scheme().is_some_and(|scheme| scheme != b"http") {
+            request.set(b":scheme", b"http");
         }
         // Without it gRPC servers assume a proxy on the way that drops trailers, and some refuse the call.
-        if call.grpc && call.request.get(b"te") != Some(b"trailers") {
-            call.request.set(b"te", b"trailers");
+        if grpc && request.get(b"te") != Some(b"trailers") {
+            request.set(b"te", b"trailers");
         }
-        if let Some(deadline) = call.deadline {
+        if let Some(deadline) = call.timing.deadline() {
             grpc_timeout::render(deadline.saturating_duration_since(now), &mut self.text);
-            call.request.set(GRPC_TIMEOUT, &self.text);
+            request.set(GRPC_TIMEOUT, &self.text);
         }
         if !link {
-            if call.attempts > 0 {
-                headers::strip(&mut call.request);
+            if call.history.attempts() > 0 {
+                headers::strip(request);
             }
             return;
         }
-        let (Some(service), Some(endpoint)) = (&call.service, &call.endpoint) else {
+        let (Some(service), Some(endpoint)) = (call.route.service(), call.upstream.endpoint())
+        else {
             return;
         };
         self.text.clear();
@@ -178,15 +174,15 @@ impl Exchange {
         ] {
             self.text.extend_from_slice(part.as_bytes());
         }
-        call.request.set(TO, &self.text);
+        request.set(TO, &self.text);
         self.text.clear();
         self.text.extend_from_slice(b"node/");
         self.text.extend_from_slice(self.options.node.as_bytes());
-        call.request.set(FROM, &self.text);
+        request.set(FROM, &self.text);
         self.text.clear();
         // Writing to memory does not fail. Counted from 1, since 0 means that there is no number.
-        let _ = write!(self.text, "{}", call.down.conn.index().wrapping_add(1));
-        call.request.set(CALLER, &self.text);
-        call.request.set(CALL, call.id.text().as_str().as_bytes());
+        let _ = write!(self.text, "{}", caller.index().wrapping_add(1));
+        request.set(CALLER, &self.text);
+        request.set(CALL, id.text().as_str().as_bytes());
     }
 }

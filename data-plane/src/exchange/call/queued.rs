@@ -7,7 +7,7 @@ use crate::connection::MIN_TAKEN;
 
 /// Bytes queued for one receiver.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::exchange) struct Queued {
+pub(super) struct Queued {
     bytes: usize,
     /// Start of the current measurement of the receiver, and the bytes that it has taken since.
     since: Instant,
@@ -15,7 +15,7 @@ pub(in crate::exchange) struct Queued {
 }
 
 impl Queued {
-    pub(in crate::exchange) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             bytes: 0,
             since: now,
@@ -23,16 +23,16 @@ impl Queued {
         }
     }
 
-    pub(in crate::exchange) fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(in crate::exchange) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
     /// More bytes are queued. That says nothing about the receiver.
-    pub(in crate::exchange) fn add(&mut self, bytes: usize, now: Instant) {
+    pub(super) fn add(&mut self, bytes: usize, now: Instant) {
         if self.bytes == 0 {
             (self.since, self.taken) = (now, 0);
         }
@@ -40,7 +40,7 @@ impl Queued {
     }
 
     /// The receiver took this many bytes.
-    pub(in crate::exchange) fn take(&mut self, bytes: usize, now: Instant) {
+    pub(super) fn take(&mut self, bytes: usize, now: Instant) {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.taken += bytes;
         if self.taken >= MIN_TAKEN {
@@ -49,17 +49,17 @@ impl Queued {
     }
 
     /// All queued bytes were discarded.
-    pub(in crate::exchange) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.bytes = 0;
     }
 
     /// Some queued bytes were discarded, which is not progress of the receiver.
-    pub(in crate::exchange) fn discard(&mut self, bytes: usize) {
+    pub(super) fn discard(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     /// Bytes are queued, and the receiver has taken less than [`MIN_TAKEN`] for `limit`.
-    pub(in crate::exchange) fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
+    pub(super) fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
         self.bytes > 0 && now >= self.since + limit
     }
 }

@@ -3,7 +3,7 @@
 
 /// What has been received of a request's body.
 #[derive(Debug, Default)]
-pub(in crate::exchange) struct Replay {
+pub(super) struct Replay {
     bytes: Vec<u8>,
     incomplete: bool,
 }
@@ -13,7 +13,7 @@ const KEEP_CAPACITY: usize = 16 * 1024;
 
 impl Replay {
     /// Keeps `data` if it fits within `bound`; false if the body is too large.
-    pub(in crate::exchange) fn push(&mut self, data: &[u8], bound: usize) -> bool {
+    pub(super) fn push(&mut self, data: &[u8], bound: usize) -> bool {
         if self.incomplete {
             return false;
         }
@@ -26,17 +26,17 @@ impl Replay {
     }
 
     /// Keeps `data` whatever its size, since it has not been sent yet. The stream's window is the bound.
-    pub(in crate::exchange) fn keep(&mut self, data: &[u8]) {
+    pub(super) fn keep(&mut self, data: &[u8]) {
         self.bytes.extend_from_slice(data);
     }
 
     /// The body so far; meaningless if it is incomplete.
-    pub(in crate::exchange) fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Bytes in memory.
-    pub(in crate::exchange) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
@@ -46,7 +46,7 @@ impl Replay {
     }
 
     /// The call is committed: frees the body.
-    pub(in crate::exchange) fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         self.incomplete = true;
         self.bytes.clear();
         if self.bytes.capacity() > KEEP_CAPACITY {
@@ -55,7 +55,7 @@ impl Replay {
     }
 
     /// Makes it ready for the next call.
-    pub(in crate::exchange) fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.give_up();
         self.incomplete = false;
     }

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use heddle_h2::Fields;
 
+use crate::exchange::call::Call;
 use crate::exchange::owner::Exchange;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
@@ -11,7 +12,7 @@ use crate::observe::Counter;
 impl Exchange {
     /// Runs `work` for a call; if it panics, its caller's connection is closed.
     pub(in crate::exchange) fn guard_call(&mut self, call: CallKey, work: impl FnOnce(&mut Self)) {
-        if let Some(conn) = self.calls.get(call).map(|call| call.down.conn) {
+        if let Some(conn) = self.calls.get(call).map(Call::caller) {
             self.guard(conn, work);
         }
     }

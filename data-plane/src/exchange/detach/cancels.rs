@@ -15,8 +15,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(call) else {
             return;
         };
-        let stuck = call.request_ended && !call.up_queued.is_empty();
-        let (account, Some(up)) = (call.account, call.up.as_mut()) else {
+        let stuck = call.request.has_ended() && call.upstream.has_queued();
+        let (account, Some(up)) = (call.account(), call.upstream.attempt()) else {
             return;
         };
         let attempted = Attempted {
@@ -34,7 +34,7 @@ impl Exchange {
             Cancelled::Gone => return,
             Cancelled::Sent => {}
             Cancelled::Waits { at_bound } => {
-                up.charged = false;
+                call.upstream.uncharge();
                 if at_bound {
                     self.count(Counter::BoundCancels);
                 }

@@ -7,7 +7,6 @@ use heddle_proto::Reason;
 
 use crate::balance::passive::{Ejection, End, Unanswered};
 use crate::caller::Role;
-use crate::exchange::call::ResponseProgress;
 use crate::exchange::owner::Exchange;
 use crate::keys::CallKey;
 use crate::observe::{Counter, EjectedInstance};
@@ -42,14 +41,14 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let (Some(up), Some(endpoint)) = (call.up, &call.endpoint) else {
+        let (Some(up), Some(endpoint)) = (call.upstream.attempt(), call.upstream.endpoint()) else {
             return;
         };
         if let Some(load) = self.pools.load_mut(endpoint.uid) {
             load.answered(now.saturating_duration_since(up.started), now);
         }
-        if call.role == Role::Outbound && self.passive.answered(endpoint.uid, now) {
-            let (service, instance) = (call.service_name().unwrap_or_default(), &endpoint.id);
+        if call.role() == Role::Outbound && self.passive.answered(endpoint.uid, now) {
+            let (service, instance) = (call.route.service_name().unwrap_or_default(), &endpoint.id);
             tracing::info!(%service, %instance, node = %endpoint.node, "an ejected instance answers again and takes calls");
             self.publish_ejected();
         }
@@ -61,8 +60,8 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let near = call.deadline.is_some_and(|at| {
-            let whole = at.saturating_duration_since(call.started);
+        let near = call.timing.deadline().is_some_and(|at| {
+            let whole = at.saturating_duration_since(call.timing.started());
             at.saturating_duration_since(self.now) <= whole / NEAR_PART + NEAR
         });
         let end = if near { End::Deadline } else { End::Cancelled };
@@ -75,12 +74,15 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let (Some(up), Some(endpoint), Some(service)) = (call.up, &call.endpoint, &call.service)
-        else {
+        let (Some(up), Some(endpoint), Some(service)) = (
+            call.upstream.attempt(),
+            call.upstream.endpoint(),
+            call.route.service(),
+        ) else {
             return;
         };
         // After the headers the caller decides how long the stream stays open.
-        let answered = call.sent != ResponseProgress::Nothing;
+        let answered = call.response.has_begun();
         if answered && matches!(end, End::Deadline | End::Cancelled) {
             return;
         }
@@ -94,7 +96,7 @@ impl Exchange {
         };
         load.unanswered(unanswered.latency(now), now);
         // Only the caller's proxy chooses endpoints, and ejects by the calls of its own node.
-        if call.role != Role::Outbound {
+        if call.role() != Role::Outbound {
             return;
         }
         let random = rand::Rng::random(&mut self.rng);
@@ -111,9 +113,9 @@ impl Exchange {
         self.count(Counter::Ejections);
         let Ejection { time, times } = ejection;
         if let Some(call) = self.calls.get(key)
-            && let Some(endpoint) = &call.endpoint
+            && let Some(endpoint) = call.upstream.endpoint()
         {
-            let (service, instance) = (call.service_name().unwrap_or_default(), &endpoint.id);
+            let (service, instance) = (call.route.service_name().unwrap_or_default(), &endpoint.id);
             tracing::info!(
                 %service, %instance, node = %endpoint.node, times, probe_in_ms = time.as_millis(),
                 "an instance is ejected: its calls end without an answer"

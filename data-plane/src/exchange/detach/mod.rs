@@ -4,7 +4,6 @@
 mod cancels;
 mod endpoint_health;
 
-use std::mem::take;
 use std::time::Duration;
 
 use heddle_h2::ErrorCode;
@@ -21,12 +20,10 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let Some(up) = call.up else {
+        let Some(up) = call.upstream.attempt() else {
             return self.detach_upstream(key);
         };
-        let over =
-            call.phase == Phase::Finishing && call.request_ended && call.up_queued.is_empty();
-        if !over {
+        if !call.is_over_upstream() {
             self.cancel_upstream(key);
         }
         self.detach_upstream(key);
@@ -38,22 +35,20 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let account = call.account;
-        let queued = !call.up_queued.is_empty();
-        call.up_queued.clear();
-        let up = call.up.take();
-        if take(&mut call.charged)
-            && let Some(load) = call
-                .endpoint
-                .as_ref()
-                .and_then(|e| self.pools.load_mut(e.uid))
+        let account = call.account();
+        let (up, queued) = call.upstream.end();
+        if let Some(uid) = call.upstream.leave_load()
+            && let Some(load) = self.pools.load_mut(uid)
         {
             let took = up.map_or(Duration::ZERO, |up| {
                 self.now.saturating_duration_since(up.started)
             });
-            let ok = call.status.is_some_and(|status| !is_error(status));
+            let ok = call
+                .response
+                .status()
+                .is_some_and(|status| !is_error(status));
             // Only the caller's proxy reports load; otherwise each call over two proxies would count twice.
-            load.end((call.role == Role::Outbound).then_some((ok, took)));
+            load.end((call.role() == Role::Outbound).then_some((ok, took)));
         }
         if queued {
             self.update_charges(key);
@@ -66,11 +61,8 @@ impl Exchange {
             return;
         };
         let moved = conn.remove_call(key, up.slot).flatten();
-        let moved = moved
-            .and_then(|moved| self.calls.get_mut(moved))
-            .and_then(|call| call.up.as_mut());
-        if let Some(moved) = moved {
-            moved.slot = up.slot;
+        if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
+            moved.upstream.move_to_slot(up.slot);
         }
     }
 
@@ -80,8 +72,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let timer = call.wait_timer.take();
-        match (call.phase, &call.service) {
+        let timer = call.timing.end_wait();
+        match (call.phase(), call.route.service()) {
             (Phase::Table, _) => self.admission.stop_wait_for_table(key),
             (Phase::Endpoints, Some(service)) => {
                 self.admission.stop_wait_for_endpoints(&service.name, key);
@@ -94,7 +86,7 @@ impl Exchange {
     /// A call stops waiting in its pool.
     fn dequeue(&mut self, key: CallKey) {
         let call = self.calls.get(key);
-        let Some((Phase::Pending(pool), account)) = call.map(|call| (call.phase, call.account))
+        let Some((Phase::Pending(pool), account)) = call.map(|call| (call.phase(), call.account()))
         else {
             return;
         };
@@ -107,8 +99,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let (account, timer) = (call.account, call.wait_timer.take());
-        call.phase = Phase::Backoff;
+        let (account, timer) = (call.account(), call.timing.end_wait());
+        call.back_off();
         self.unset(timer);
         self.admission.stop_wait_for_stream(account);
     }
@@ -123,10 +115,9 @@ impl Exchange {
             let Some(call) = self.calls.get_mut(*call) else {
                 continue;
             };
-            let account = call.account;
-            let charged = call.up.as_mut().filter(|up| up.conn == key);
-            if charged.is_some_and(|up| take(&mut up.charged)) {
-                self.pools.give_stream(pool, account);
+            let here = call.upstream.attempt().is_some_and(|up| up.conn == key);
+            if here && call.upstream.uncharge() {
+                self.pools.give_stream(pool, call.account());
             }
         }
         for account in conn.uncharge_cancels() {

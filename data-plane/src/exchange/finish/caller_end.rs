@@ -2,12 +2,9 @@
 
 use heddle_proto::Reason;
 
-use crate::exchange::call::ResponseProgress;
+use crate::exchange::call::CANCELLED;
 use crate::exchange::owner::Exchange;
 use crate::keys::CallKey;
-
-/// gRPC's CANCELLED.
-pub(in crate::exchange) const CANCELLED: u8 = 1;
 
 /// How a caller ends a call before its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,15 +21,16 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent != ResponseProgress::All || !call.down_queued.is_empty() {
+        if !call.response.is_complete() || call.response.has_queued() {
             match how {
                 CallerEnd::Cancelled => {
-                    call.status = Some(CANCELLED);
+                    call.response.set_outcome(CANCELLED, None);
                     self.given_up(key);
                 }
                 CallerEnd::BrokeProtocol => {
-                    call.status = Some(Reason::ProtocolError.grpc_status());
-                    call.reason = Some(Reason::ProtocolError);
+                    let reason = Reason::ProtocolError;
+                    call.response
+                        .set_outcome(reason.grpc_status(), Some(reason));
                 }
             }
         }

@@ -4,20 +4,15 @@
 pub(in crate::exchange) mod caller_end;
 mod overload;
 
-use std::mem::take;
-
 use heddle_proto::Reason;
 
 use crate::caller::Role;
 use crate::exchange::answer::{CallerStream, FailureForm};
-use crate::exchange::call::{Phase, ResponseProgress};
+use crate::exchange::call::{CANCELLED, Call};
 use crate::exchange::owner::Exchange;
 use crate::failure::{Failure, FailureContext};
 use crate::keys::CallKey;
 use crate::observe::Outcome;
-
-/// gRPC's CANCELLED.
-pub(in crate::exchange) const CANCELLED: u8 = 1;
 
 impl Exchange {
     /// Ends a call with a failure of the proxy: trailers-only, or trailers if headers have been sent.
@@ -27,29 +22,28 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent == ResponseProgress::All {
+        if call.response.is_complete() {
             return;
         }
-        let id = call.id.text();
-        tracing::debug!(call = id.as_str(), rule = ?call.rule, %failure, "a call failed in the proxy");
+        let id = call.id().text();
+        tracing::debug!(call = id.as_str(), rule = ?call.route.rule(), %failure, "a call failed in the proxy");
         let context = FailureContext {
             call: id.as_str(),
             node: &self.options.node,
-            service: call.service.as_ref().map(|service| &*service.name),
-            link: call.role == Role::Inbound,
+            service: call.route.service_name(),
+            link: call.role() == Role::Inbound,
         };
-        let down = call.down;
+        let down = call.down();
         let Some(mut caller) = CallerStream::of(&mut self.conns, down) else {
             return self.complete(key);
         };
         match caller.fail(failure, context, &FailureForm::of(call), &mut self.reply) {
-            Some(queued) => call.down_queued.add(queued, self.now),
-            None => call.down_queued.clear(),
+            Some(queued) => call.response.queue(queued, self.now),
+            None => call.response.clear_queued(),
         }
-        call.sent = ResponseProgress::All;
-        call.phase = Phase::Finishing;
-        call.status = Some(failure.status());
-        call.reason = Some(failure.reason);
+        call.response
+            .complete_with(failure.status(), failure.reason);
+        call.begin_finish();
         self.mark_dirty(down.conn);
         self.update_charges(key);
         self.finish_if_done(key);
@@ -57,10 +51,7 @@ impl Exchange {
 
     /// Completes a call whose response has ended and whose last bytes have left the HTTP/2 state machine's queue.
     pub(in crate::exchange) fn finish_if_done(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get(key) else {
-            return;
-        };
-        if call.phase == Phase::Finishing && call.down_queued.is_empty() {
+        if self.calls.get(key).is_some_and(Call::is_done) {
             self.complete(key);
         }
     }
@@ -70,10 +61,11 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        tracing::debug!(call = call.id.text().as_str(), why, "a call was cut off");
-        call.status = Some(Reason::Overloaded.grpc_status());
-        call.reason = Some(Reason::Overloaded);
-        let down = call.down;
+        tracing::debug!(call = call.id().text().as_str(), why, "a call was cut off");
+        let reason = Reason::Overloaded;
+        call.response
+            .set_outcome(reason.grpc_status(), Some(reason));
+        let down = call.down();
         if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
             caller.cut();
         }
@@ -89,15 +81,15 @@ impl Exchange {
     }
 
     /// The response has been written; the rest of the request is discarded.
-    fn complete(&mut self, key: CallKey) {
+    pub(in crate::exchange) fn complete(&mut self, key: CallKey) {
         self.cancel_attempt(key);
         let now = self.now;
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        if !call.request_ended {
-            let down = call.down;
-            let rest = call.received.saturating_sub(call.credited);
+        if !call.request.has_ended() {
+            let down = call.down();
+            let rest = call.request.uncredited();
             if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
                 caller.ignore_rest(now);
             }
@@ -108,38 +100,37 @@ impl Exchange {
     }
 
     /// The end of a call: records its one outcome and removes it.
-    fn remove(&mut self, key: CallKey) {
+    pub(in crate::exchange) fn remove(&mut self, key: CallKey) {
         self.discharge(key);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let (request, replay) = (take(&mut call.request), take(&mut call.replay));
-        let (down, timers) = (call.down, [call.deadline_timer, call.wait_timer]);
-        let path = request.path().unwrap_or_default();
+        let (down, slot, timers) = (call.down(), call.slot(), call.timing.end());
+        let path = call.request.path();
         self.recorder.record(&Outcome {
-            role: call.role,
-            service: call.service_name().unwrap_or("unknown"),
+            role: call.role(),
+            service: call.route.service_name().unwrap_or("unknown"),
             method: path.strip_prefix(b"/").unwrap_or(path),
-            status: call.status.unwrap_or(CANCELLED),
-            reason: call.reason,
-            attempts: call.attempts,
-            duration: self.now.saturating_duration_since(call.started),
-            endpoint: call.endpoint.as_ref().map(|endpoint| endpoint.uid),
+            status: call.response.status().unwrap_or(CANCELLED),
+            reason: call.response.reason(),
+            attempts: call.history.attempts(),
+            duration: self.now.saturating_duration_since(call.timing.started()),
+            endpoint: call.upstream.endpoint().map(|endpoint| endpoint.uid),
         });
-        self.calls.end(key, request, replay);
+        self.calls.end(key);
         for timer in timers {
             self.unset(timer);
         }
-        let moved = self.conns.end_call(down.conn, key, down.slot, self.now);
+        let moved = self.conns.end_call(down.conn, key, slot, self.now);
         if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
-            moved.down.slot = down.slot;
+            moved.move_to_slot(slot);
         }
     }
 
     /// Marks a failure that happened before the application can have seen the call, so that the caller's proxy may try
     /// another instance.
     pub(in crate::exchange) fn mark_unprocessed(&self, key: CallKey, failure: Failure) -> Failure {
-        match self.calls.get(key).map(|call| call.role) {
+        match self.calls.get(key).map(Call::role) {
             Some(Role::Inbound) => failure.unprocessed(),
             _ => failure,
         }

@@ -2,7 +2,6 @@
 //! queued. Who is over its share is decided by `admission`.
 
 use crate::exchange::answer::CallerStream;
-use crate::exchange::call::ResponseProgress;
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
 use crate::keys::CallKey;
@@ -20,12 +19,12 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent == ResponseProgress::All {
+        if call.response.is_complete() {
             // The end of the response is already queued, so nothing can be added.
             return self.reset_call(key, &failure.message);
         }
-        if let Some(mut caller) = CallerStream::of(&mut self.conns, call.down) {
-            call.down_queued.discard(caller.discard());
+        if let Some(mut caller) = CallerStream::of(&mut self.conns, call.down()) {
+            call.response.discard_queued(caller.discard());
         }
         self.fail(key, failure);
     }

@@ -4,7 +4,7 @@
 
 use heddle_h2::Fields;
 
-use crate::exchange::call::{CallerStreamId, Phase, ResponseProgress};
+use crate::exchange::call::{CallerStreamId, Phase};
 use crate::exchange::headers;
 use crate::exchange::owner::Exchange;
 use crate::exchange::request::too_large_headers;
@@ -53,15 +53,14 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return false;
         };
-        call.received += data.len();
-        call.request_ended |= end;
-        match (call.up, call.phase) {
+        call.request.receive(data.len(), end);
+        match (call.upstream.attempt(), call.phase()) {
             (Some(up), Phase::Attempting | Phase::Committed) => {
                 self.send_request_data(key, up, data, end);
             }
             (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
                 // Not sent to a server yet: kept whatever its size, which the caller's window limits.
-                call.replay.keep(data);
+                call.request.keep(data);
                 self.update_charges(key);
                 if !data.is_empty()
                     && let Some(over) = self.over_share(key)
@@ -71,8 +70,8 @@ impl Exchange {
                 }
             }
             _ => {
-                call.credited = call.received.min(call.credited + data.len());
-                let down = call.down;
+                call.request.credit_discarded(data.len());
+                let down = call.down();
                 self.credit_caller(down, data.len());
             }
         }
@@ -90,17 +89,16 @@ impl Exchange {
             return;
         };
         headers::strip(fields);
-        call.request_ended = true;
-        if let Some(over) = over.filter(|_| call.sent != ResponseProgress::All) {
+        let over = over.filter(|_| !call.response.is_complete());
+        let keep = over.is_none() && call.can_replay();
+        call.request.receive_trailers(fields, keep);
+        if let Some(over) = over {
             return self.overload(key, over);
         }
-        if call.can_replay() {
-            call.request_trailers = Some(Box::new(fields.clone()));
-        }
-        if let Some(up) = call.up {
+        if let Some(up) = call.upstream.attempt() {
             if let Some(conn) = self.conns.get_mut(up.conn) {
                 let queued = conn.headers(up.stream, fields, true).unwrap_or(0);
-                call.up_queued.add(queued, now);
+                call.upstream.queue(queued, now);
             }
             self.mark_dirty(up.conn);
         }

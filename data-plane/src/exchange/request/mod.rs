@@ -8,17 +8,14 @@ mod waits;
 use heddle_h2::Fields;
 use heddle_proto::Reason;
 
-use crate::caller::{Account, Role};
+use crate::caller::Role;
 use crate::exchange::answer::CallerStream;
-use crate::exchange::call::{
-    Call, CallId, CallerStreamId, Downstream, Phase, Queued, ResponseProgress,
-};
+use crate::exchange::call::{CallId, CallerStreamId, Downstream, NewCall};
 use crate::exchange::headers::grpc_timeout::{self, GRPC_TIMEOUT};
 use crate::exchange::headers::{self, CALL};
 use crate::exchange::owner::Exchange;
 use crate::failure::{Failure, Fault};
 use crate::keys::{CallKey, ConnKey};
-use crate::policy::buffers::CallCharge;
 use crate::timers::Timer;
 
 impl Exchange {
@@ -32,58 +29,22 @@ impl Exchange {
     ) -> Option<CallKey> {
         let found = self.conns.get_mut(conn)?;
         let role = found.role()?;
-        let (mut request, replay) = self.calls.take_buffers();
-        std::mem::swap(&mut request, fields);
         let given = match role {
-            Role::Inbound => request.get(CALL).and_then(CallId::parse),
+            Role::Inbound => fields.get(CALL).and_then(CallId::parse),
             Role::Outbound => None,
         };
-        let id = given.unwrap_or_else(|| CallId::New(rand::Rng::random(&mut self.rng)));
-        let grpc = headers::is_grpc(request.get(b"content-type"));
-        let (now, kept) = (self.now, request.memory_bytes());
-        let policy = self.options.policy();
-        let slot = found.calls().len();
-        let key = self.calls.insert_with(|| Call {
+        let kept = fields.memory_bytes();
+        let new = NewCall {
             role,
-            phase: Phase::Backoff,
-            down: Downstream { conn, stream, slot },
-            up: None,
-            grpc,
-            id,
-            request,
-            replay,
-            request_trailers: None,
-            request_ended: end,
-            received: 0,
-            credited: 0,
-            sent: ResponseProgress::Nothing,
-            service: None,
-            rule: None,
-            policy,
-            account: Account {
-                service: 0,
-                caller: conn.into(),
-            },
-            endpoint: None,
-            wanted: None,
-            attempts: 0,
-            seen: 0,
-            charged: false,
-            tried: Vec::new(),
-            repeats: 0,
-            last_failure: None,
-            down_queued: Queued::new(now),
-            up_queued: Queued::new(now),
-            charge: CallCharge::default(),
-            started: now,
-            deadline: None,
-            deadline_timer: None,
-            wait_timer: None,
-            waits_since: None,
-            status: None,
-            http_status: 0,
-            reason: None,
-        })?;
+            id: given.unwrap_or_else(|| CallId::New(rand::Rng::random(&mut self.rng))),
+            down: Downstream { conn, stream },
+            slot: found.calls().len(),
+            grpc: headers::is_grpc(fields.get(b"content-type")),
+            ended: end,
+            policy: self.options.policy(),
+            now: self.now,
+        };
+        let key = self.calls.insert(&new, fields)?;
         if let Some(call) = self.calls.get_mut(key) {
             call.charge = self.admission.charge_new(found.buffered_mut(), kept);
         }
@@ -95,10 +56,14 @@ impl Exchange {
     /// Reads `grpc-timeout`. If it is invalid or zero, answers the call and returns false.
     fn start_deadline(&mut self, key: CallKey) -> bool {
         let now = self.now;
-        let Some(call) = self.calls.get_mut(key).filter(|call| call.grpc) else {
+        let Some(call) = self
+            .calls
+            .get_mut(key)
+            .filter(|call| call.request.is_grpc())
+        else {
             return true;
         };
-        let Some(value) = call.request.get(GRPC_TIMEOUT) else {
+        let Some(value) = call.request.fields().get(GRPC_TIMEOUT) else {
             return true;
         };
         let Some(timeout) = grpc_timeout::parse(value) else {
@@ -120,9 +85,9 @@ impl Exchange {
             return false;
         }
         // A deadline beyond the clock's range counts as none.
-        call.deadline = now.checked_add(timeout);
-        if let Some(at) = call.deadline {
-            call.deadline_timer = Some(self.timers.set(at, Timer::Deadline(key)));
+        if let Some(at) = now.checked_add(timeout) {
+            let timer = self.timers.set(at, Timer::Deadline(key));
+            call.timing.set_deadline(at, timer);
         }
         true
     }

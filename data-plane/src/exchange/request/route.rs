@@ -39,13 +39,13 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let Some(conn) = self.conns.get(call.down.conn) else {
+        let Some(conn) = self.conns.get(call.caller()) else {
             return;
         };
         let Some(caller) = conn.caller() else {
             return;
         };
-        let routed = match call.role {
+        let routed = match call.role() {
             Role::Outbound => route_outbound(call, caller, &table, policy),
             Role::Inbound => route_inbound(call, &table, policy, &mut self.text),
         };
@@ -56,7 +56,7 @@ impl Exchange {
         // Every call is admitted here, and nowhere else.
         let admitted = self
             .admission
-            .admit(caller, conn.buffered(), call.service_name());
+            .admit(caller, conn.buffered(), call.route.service_name());
         if let Err(over) = admitted {
             return self.refuse_over_share(key, over);
         }
@@ -86,15 +86,16 @@ fn route_outbound<'t>(
     table: &'t RouteTable,
     policy: CallPolicy,
 ) -> Result<Next<'t>, Failure> {
-    headers::strip(&mut call.request);
-    headers::normalize_authority(&mut call.request);
+    let request = call.request.fields_mut();
+    headers::strip(request);
+    headers::normalize_authority(request);
     // An older table may have set a service for which the call waited.
-    call.service = None;
-    if authority_of(call).is_some_and(is_socket_path)
+    call.route.clear();
+    if call.request.authority().is_some_and(is_socket_path)
         && matches!(decide(call, caller, table, policy), Decision::NoRoute)
     {
         // Servers that parse the authority strictly (the http crate) would refuse it as sent.
-        call.request.set(b":authority", b"localhost");
+        call.request.fields_mut().set(b":authority", b"localhost");
     }
     match decide(call, caller, table, policy) {
         Decision::Route(route) if route.service.protocol == Protocol::Grpc => {
@@ -102,7 +103,7 @@ fn route_outbound<'t>(
                 true => Next::Attempt,
                 false => Next::Endpoints(Arc::clone(&route.service)),
             };
-            call.set_route(route);
+            call.route.set(route, None);
             Ok(next)
         }
         Decision::Route(route) => Err(unsupported_protocol(&route.service)),
@@ -112,13 +113,12 @@ fn route_outbound<'t>(
             Ok(Next::Claims(services))
         }
         Decision::Ambiguous(services) => {
-            let path = call.request.path().unwrap_or_default();
-            let text = explain_ambiguous(services, path);
+            let text = explain_ambiguous(services, call.request.path());
             Err(Failure::new(Reason::AmbiguousRoute, text))
         }
         Decision::NoRoute => {
-            let path = call.request.path().unwrap_or_default();
-            let text = explain_no_route(table, caller, authority_of(call), path);
+            let (authority, path) = (call.request.authority(), call.request.path());
+            let text = explain_no_route(table, caller, authority, path);
             Err(Failure::new(Reason::NoRoute, text))
         }
     }
@@ -131,14 +131,8 @@ fn decide<'t>(
     table: &'t RouteTable,
     policy: CallPolicy,
 ) -> Decision<'t> {
-    let path = call.request.path().unwrap_or_default();
-    authority::route(table, caller, authority_of(call), path, policy)
-}
-
-/// A request may name its authority in Host alone (RFC 9113 §8.3.1).
-fn authority_of(call: &Call) -> Option<&[u8]> {
-    let request = &call.request;
-    request.authority().or_else(|| request.get(b"host"))
+    let (authority, path) = (call.request.authority(), call.request.path());
+    authority::route(table, caller, authority, path, policy)
 }
 
 /// Finds the instance of a call from another proxy. `text` is lent.
@@ -149,14 +143,14 @@ fn route_inbound<'t>(
     text: &mut Vec<u8>,
 ) -> Result<Next<'t>, Failure> {
     text.clear();
-    text.extend_from_slice(call.request.get(TO).unwrap_or_default());
-    let number = headers::caller_number(&call.request);
-    call.account.caller = CallerKey::behind(call.down.conn, number);
-    headers::strip(&mut call.request);
+    let request = call.request.fields_mut();
+    text.extend_from_slice(request.get(TO).unwrap_or_default());
+    let number = headers::caller_number(request);
+    headers::strip(request);
+    call.set_caller(CallerKey::behind(call.caller(), number));
     match instance::route(table, text, policy) {
         Inbound::Route(route, wanted) => {
-            call.wanted = wanted;
-            call.set_route(route);
+            call.route.set(route, wanted);
             Ok(Next::Attempt)
         }
         Inbound::UnknownService { namespace, service } => {

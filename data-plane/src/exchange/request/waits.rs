@@ -38,8 +38,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.wait_timer = None;
-        match call.phase {
+        call.timing.end_wait();
+        match call.phase() {
             Phase::Table => {
                 let node = &self.options().node;
                 let text = format!(
@@ -64,8 +64,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.deadline_timer = None;
-        let waited = match call.phase {
+        call.timing.on_deadline();
+        let waited = match call.phase() {
             Phase::Finishing => return,
             Phase::Table => "before the proxy had any state".to_owned(),
             Phase::Endpoints => format!(
@@ -78,7 +78,7 @@ impl Exchange {
             }
             Phase::Backoff => format!(
                 "while it waited to be tried again: {} attempts did not reach {}",
-                call.attempts,
+                call.history.attempts(),
                 call.target_name()
             ),
             Phase::Attempting | Phase::Committed => format!("at {}", call.target_name()),
@@ -93,7 +93,7 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if let Err(full) = self.admission.wait_for_table(key, call.account.caller) {
+        if let Err(full) = self.admission.wait_for_table(key, call.account().caller) {
             self.count(full.counter());
             let node = &self.options().node;
             let text = format!(
@@ -102,7 +102,7 @@ impl Exchange {
             );
             return self.fail(key, &Failure::new(Reason::Overloaded, text));
         }
-        call.phase = Phase::Table;
+        call.wait_for_table();
         self.start_wait(key);
     }
 }

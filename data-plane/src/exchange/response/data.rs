@@ -4,7 +4,6 @@
 use heddle_h2::StreamId;
 
 use crate::exchange::answer::CallerStream;
-use crate::exchange::call::ResponseProgress;
 use crate::exchange::owner::Exchange;
 use crate::keys::{CallKey, ConnKey};
 
@@ -22,19 +21,16 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let current = call
-            .up
-            .is_some_and(|up| up.conn == conn && up.stream == stream);
-        if !current || call.sent != ResponseProgress::Headers {
+        if !call.upstream.is_on(conn, stream) || !call.response.is_open() {
             return self.release(conn, stream, data.len());
         }
-        let down = call.down;
+        let down = call.down();
         let caller = CallerStream::of(&mut self.conns, down);
         let Some(queued) = caller.and_then(|mut caller| caller.data(data, end)) else {
             return self.release(conn, stream, data.len());
         };
         if queued > 0 {
-            call.down_queued.add(queued, self.now);
+            call.response.queue(queued, self.now);
         }
         self.mark_dirty(down.conn);
         self.release(conn, stream, data.len() - queued);

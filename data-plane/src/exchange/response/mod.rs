@@ -11,18 +11,15 @@ use heddle_proto::Reason;
 
 use crate::balance::passive::End;
 use crate::exchange::answer::CallerStream;
-use crate::exchange::call::{Attempt, Call, Phase, ResponseProgress};
+use crate::exchange::call::{CANCELLED, Call};
 use crate::exchange::headers::{self, Marks};
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::observe::outcome::grpc_status_of_http;
 
 /// How much earlier a server may see a deadline pass, because of the rounding of `grpc-timeout` and of our timers.
 const DEADLINE_TOLERANCE: Duration = Duration::from_millis(5);
-/// gRPC's CANCELLED.
-pub(in crate::exchange) const CANCELLED: u8 = 1;
 
 /// A header list of a response.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +48,8 @@ impl List {
 impl Exchange {
     /// Whether this stream is the call's current attempt.
     fn is_current(&self, key: CallKey, conn: ConnKey, stream: StreamId) -> bool {
-        let up = self.calls.get(key).and_then(|call| call.up);
-        up.is_some_and(|up| up.conn == conn && up.stream == stream)
+        let call = self.calls.get(key);
+        call.is_some_and(|call| call.upstream.is_on(conn, stream))
     }
 
     pub(in crate::exchange) fn on_informational(
@@ -69,7 +66,7 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let down = call.down;
+        let down = call.down();
         if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
             caller.informational(fields);
         }
@@ -103,23 +100,20 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.http_status = fields.status().unwrap_or(0);
-        if end {
-            call.status = headers::grpc_status(fields);
-        }
-        call.reason = marks.reason;
-        call.replay.give_up();
-        call.request_trailers = None;
-        call.phase = Phase::Committed;
+        let status = end.then(|| headers::grpc_status(fields)).flatten();
+        let http_status = fields.status().unwrap_or(0);
+        call.response
+            .receive_headers(http_status, status, marks.reason);
+        call.commit();
         if !end {
-            headers::trim(&mut call.request);
+            headers::trim(call.request.fields_mut());
             self.update_charges(key);
         }
         if !self.send_list(key, fields, List::Headers { end }) {
             return;
         }
         if let Some(call) = self.calls.get_mut(key) {
-            call.sent = ResponseProgress::Headers;
+            call.response.open();
         }
         if end {
             self.response_ended(key);
@@ -146,8 +140,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.status = headers::grpc_status(fields);
-        call.reason = marks.reason;
+        let status = headers::grpc_status(fields);
+        call.response.receive_trailers(status, marks.reason);
         if self.send_list(key, fields, List::Trailers) {
             self.response_ended(key);
         }
@@ -160,11 +154,11 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return false;
         };
-        let down = call.down;
+        let down = call.down();
         let Some(mut caller) = CallerStream::of(&mut self.conns, down) else {
             return false;
         };
-        if caller.has_room() && call.down_queued.is_empty() {
+        if caller.has_room() && !call.response.has_queued() {
             // Written at once, so nothing is queued.
             list.write(&mut caller, fields);
             self.mark_dirty(down.conn);
@@ -178,7 +172,7 @@ impl Exchange {
         let (Some(call), Some(mut caller)) = (self.calls.get_mut(key), caller) else {
             return false;
         };
-        call.down_queued.add(list.write(&mut caller, fields), now);
+        call.response.queue(list.write(&mut caller, fields), now);
         self.update_charges(key);
         self.mark_dirty(down.conn);
         true
@@ -237,7 +231,7 @@ impl Exchange {
         if self
             .calls
             .get(key)
-            .and_then(|call| call.up)
+            .and_then(|call| call.upstream.attempt())
             .is_some_and(|up| up.link)
         {
             return headers::take_marks(fields);
@@ -261,9 +255,7 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return false;
         };
-        let open = call
-            .up
-            .filter(|_| !end || !call.request_ended || !call.up_queued.is_empty());
+        let open = !end || !call.is_all_sent();
         let text = fields.get(b"grpc-message").unwrap_or_default();
         let mut failure = Failure::new(reason, String::from_utf8_lossy(text));
         if let Some(status) = headers::grpc_status(fields) {
@@ -295,15 +287,15 @@ impl Exchange {
     }
 
     /// The server answered before the whole request was sent: the rest is not needed.
-    fn cancel_rest(&mut self, key: CallKey, open: Option<Attempt>) {
-        if open.is_some() {
+    fn cancel_rest(&mut self, key: CallKey, open: bool) {
+        if open {
             self.cancel_upstream(key);
         }
     }
 
     /// Servers that enforce the deadline end the call when it has passed, often slightly before our timer.
     fn is_at_deadline(&self, key: CallKey) -> bool {
-        let deadline = self.calls.get(key).and_then(|call| call.deadline);
+        let deadline = self.calls.get(key).and_then(|call| call.timing.deadline());
         deadline.is_some_and(|at| at <= self.now + DEADLINE_TOLERANCE)
     }
 
@@ -326,7 +318,7 @@ impl Exchange {
         let target = call.target_name();
         let text = format!("the caller's deadline passed at {target}, which ended the call");
         // There is nothing to cancel if the whole request was sent.
-        call.phase = Phase::Finishing;
+        call.begin_finish();
         self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
     }
 
@@ -335,18 +327,8 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.sent = ResponseProgress::All;
-        call.phase = Phase::Finishing;
-        if call.status.is_none() {
-            // Without grpc-status the HTTP status is used; a gRPC response with status 200 but without grpc-status is
-            // UNKNOWN.
-            let missing = call.grpc && call.http_status == 200;
-            call.status = Some(if missing {
-                2
-            } else {
-                grpc_status_of_http(call.http_status)
-            });
-        }
+        call.response.complete(call.request.is_grpc());
+        call.begin_finish();
         // The server has finished, however slowly the caller reads: its stream is free for the next call.
         self.cancel_attempt(key);
         self.finish_if_done(key);

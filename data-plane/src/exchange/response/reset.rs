@@ -25,7 +25,7 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        if call.phase == Phase::Finishing {
+        if call.phase() == Phase::Finishing {
             return;
         }
         let target = call.target_name();

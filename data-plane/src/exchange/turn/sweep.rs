@@ -6,7 +6,7 @@ use rustc_hash::FxHashSet;
 
 use crate::caller::Role;
 use crate::connection::MIN_TAKEN;
-use crate::exchange::call::{Call, Queued};
+use crate::exchange::call::Call;
 use crate::exchange::owner::{Exchange, SWEEP_EVERY};
 use crate::failure::Failure;
 use crate::keys::CallKey;
@@ -46,12 +46,11 @@ impl Exchange {
         }
         let mut calls = Vec::new();
         for (key, call) in self.calls.iter() {
-            let stalled = |queued: &Queued| queued.is_stalled(now, limit);
-            if stalled(&call.down_queued) || stalled(&call.up_queued) {
-                let conn = self.conns.get(call.down.conn);
+            if call.response.is_stalled(now, limit) || call.upstream.is_stalled(now, limit) {
+                let conn = self.conns.get(call.caller());
                 let used = conn.map_or(0, |conn| conn.buffered().bytes());
-                let up = call.up.map(|up| up.conn);
-                calls.push((used, key, [Some(call.down.conn), up]));
+                let up = call.upstream.attempt().map(|up| up.conn);
+                calls.push((used, key, [Some(call.caller()), up]));
             }
         }
         calls.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
@@ -72,7 +71,7 @@ impl Exchange {
     fn stalled(&self, key: CallKey) -> Failure {
         let (limit, node) = (self.options().stall_timeout, &self.options().node);
         let call = self.calls.get(key);
-        let late = call.filter(|call| call.up_queued.is_stalled(self.now, limit));
+        let late = call.filter(|call| call.upstream.is_stalled(self.now, limit));
         let who = late.map_or_else(|| "the caller".to_owned(), Call::target_name);
         let text = format!(
             "{who} took less than {} KiB of this call in {} s while the proxy on node {node} held more than half of the \
