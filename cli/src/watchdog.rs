@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 /// The hidden flag; always the first argument.
 pub(crate) const FLAG: &str = "--end-group-with-stdin";
 /// How often it checks whether the group has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The group to end, and the time between SIGTERM and SIGKILL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +48,13 @@ pub(crate) fn run(args: &[OsString]) -> Option<ExitCode> {
     let mut stdin = io::stdin().lock();
     let mut line = String::new();
     // Without a line the parent died before it had started a program.
-    let ward = stdin
+    let watched = stdin
         .read_line(&mut line)
         .ok()
         .and_then(|_| WatchedGroup::read(&line));
     let mut ignored = [0; 64];
     while stdin.read(&mut ignored).is_ok_and(|read| read > 0) {}
-    if let Some(WatchedGroup { group, grace }) = ward {
+    if let Some(WatchedGroup { group, grace }) = watched {
         end(group, grace);
     }
     Some(ExitCode::SUCCESS)
@@ -68,7 +68,7 @@ fn end(group: Pid, grace: Duration) {
             let _ = kill_process_group(group, Signal::KILL);
             return;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -78,11 +78,11 @@ mod tests {
 
     #[test]
     fn a_watched_group_is_read_as_it_was_written() {
-        let ward = WatchedGroup {
+        let watched = WatchedGroup {
             group: Pid::from_raw(4711).unwrap(),
             grace: Duration::from_secs(10),
         };
-        assert_eq!(WatchedGroup::read(&ward.line()), Some(ward));
+        assert_eq!(WatchedGroup::read(&watched.line()), Some(watched));
         // A group is never read as "all processes" or "my own group".
         for wrong in ["", "x 1", "0 1", "1 1", "-5 1", "7", "7 x"] {
             assert_eq!(WatchedGroup::read(wrong), None, "{wrong}");

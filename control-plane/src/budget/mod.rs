@@ -7,7 +7,7 @@ mod call;
 mod costs;
 mod machine;
 mod shares;
-mod turns;
+mod work_slots;
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ pub use call::Admission;
 pub use costs::MeshSize;
 pub use machine::{MIN_MEMORY, default_memory, parse_memory};
 pub use shares::{Denied, Peer, Shares, Who};
-use turns::{Turn, Turns};
+use work_slots::{WorkSlot, WorkSlots};
 
 /// The least memory of a connection: its window (`grpc::CONNECTION_WINDOW`), which it may fill even if nothing reads
 /// it, and the buffers of its transport.
@@ -35,8 +35,8 @@ struct Inner {
     shares: Mutex<Shares>,
     connections: AtomicU64,
     refused: Counters,
-    /// Work for one client that takes long waits for its turn here.
-    turns: Turns,
+    /// The slots for work that takes long.
+    slots: WorkSlots,
 }
 
 /// Counters of refusals since the process began.
@@ -85,7 +85,7 @@ impl Budget {
             shares: Mutex::new(Shares::new(bytes)),
             connections: AtomicU64::new(0),
             refused: Counters::default(),
-            turns: Turns::of_this_machine(),
+            slots: WorkSlots::of_this_machine(),
         }))
     }
 
@@ -95,7 +95,7 @@ impl Budget {
         let account = Account(Some(Arc::new(Holder {
             budget: self.clone(),
             who: Who { peer, connection },
-            turn: Turns::new(1),
+            slot: WorkSlots::new(1),
         })));
         let mut charge = account.charge();
         match charge.set("one more connection", CONNECTION) {
@@ -131,8 +131,8 @@ pub(crate) fn count(counter: &AtomicU64) {
 struct Holder {
     budget: Budget,
     who: Who,
-    /// Its work that takes long waits for each other before it waits for that of other connections.
-    turn: Turns,
+    /// One slot for the connection's own work, which is taken before one of the budget's.
+    slot: WorkSlots,
 }
 
 /// One connection's account. The default, for calls without a connection, has no limit.
@@ -162,9 +162,9 @@ impl Account {
     }
 
     /// Waits until work for this client that takes long may begin. None, at once, if the account has no limit.
-    pub(crate) async fn take_turn(&self) -> Option<Turn> {
+    pub(crate) async fn take_work_slot(&self) -> Option<WorkSlot> {
         let holder = self.0.as_ref()?;
-        Some(holder.budget.0.turns.take(&holder.turn).await)
+        Some(holder.budget.0.slots.take(&holder.slot).await)
     }
 
     fn budget(&self) -> Option<&Budget> {

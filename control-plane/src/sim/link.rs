@@ -162,7 +162,7 @@ impl Carrier {
         }
         drop(out);
         // That nothing reads any more takes time to reach the sender as well.
-        let told = async {
+        let notice = async {
             sleep(
                 self.simulation
                     .latency(&mut self.random, self.to, self.from),
@@ -173,7 +173,7 @@ impl Carrier {
         tokio::select! {
             biased;
             () = self.lost_there.cancelled() => {}
-            () = told => {}
+            () = notice => {}
         }
     }
 }

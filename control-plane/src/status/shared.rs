@@ -1,6 +1,6 @@
 //! One computation at a time for a question that any number of clients may ask: those that ask while an answer is being
 //! computed share the next one. An answer is never older than its question, and repeated questions take at most half
-//! of one core. What the question is is not known here.
+//! of one core. The kind of question is not known here.
 
 use std::{
     future::Future,

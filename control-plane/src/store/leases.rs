@@ -24,7 +24,7 @@ struct Lease {
 pub(crate) struct Leases {
     live: BTreeMap<LeaseId, Lease>,
     by_deadline: BTreeSet<(Instant, LeaseId)>,
-    looked: Instant,
+    checked: Instant,
 }
 
 impl Leases {
@@ -32,14 +32,14 @@ impl Leases {
         Self {
             live: BTreeMap::new(),
             by_deadline: BTreeSet::new(),
-            looked: now,
+            checked: now,
         }
     }
 
     pub(crate) fn grant(&mut self, id: LeaseId, ttl: Duration, now: Instant) {
         self.end(id);
         if self.live.is_empty() {
-            self.looked = now; // nobody had to look before
+            self.checked = now; // no check was due before
         }
         let deadline = now + ttl;
         self.live.insert(id, Lease { ttl, deadline });
@@ -74,15 +74,15 @@ impl Leases {
     }
 
     /// When to check next, if there are leases.
-    pub(crate) fn next_look(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn next_check(&self, now: Instant) -> Option<Instant> {
         let (deadline, _) = self.by_deadline.first()?;
         Some((*deadline).min(now + TICK))
     }
 
     /// The expired leases; the caller ends them.
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<LeaseId> {
-        let since = now.saturating_duration_since(self.looked);
-        self.looked = now;
+        let since = now.saturating_duration_since(self.checked);
+        self.checked = now;
         if since > STALL_THRESHOLD && !self.live.is_empty() {
             tracing::warn!(
                 ?since,
@@ -141,7 +141,7 @@ mod tests {
         );
         assert!(leases.end(A));
         assert!(!leases.keep_alive(A, later));
-        assert_eq!(leases.next_look(later), None);
+        assert_eq!(leases.next_check(later), None);
     }
 
     #[test]
@@ -170,8 +170,8 @@ mod tests {
         let start = Instant::now();
         let mut leases = Leases::new(start);
         leases.grant(A, TTL, start);
-        assert_eq!(leases.next_look(start), Some(start + TICK));
+        assert_eq!(leases.next_check(start), Some(start + TICK));
         let near = start + TTL - Duration::from_millis(100);
-        assert_eq!(leases.next_look(near), Some(start + TTL));
+        assert_eq!(leases.next_check(near), Some(start + TTL));
     }
 }

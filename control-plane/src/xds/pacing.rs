@@ -17,7 +17,7 @@ const NAMES_PER_UNIT: usize = 50;
 
 /// The result of a check of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum StreamCheck {
     Fine,
     /// The client owes an answer and shows no sign of life.
     Stuck,
@@ -129,26 +129,26 @@ impl StreamPacing {
         owes: bool,
         queued: usize,
         alone: bool,
-    ) -> Verdict {
+    ) -> StreamCheck {
         if !owes || queued < self.queued {
             self.alive = now;
         }
         self.queued = queued;
         if now.saturating_duration_since(self.alive) >= self.stuck_after {
-            return Verdict::Stuck;
+            return StreamCheck::Stuck;
         }
         if now < self.ends {
-            return Verdict::Fine;
+            return StreamCheck::Fine;
         }
         if alone {
             self.ends = now + self.life;
-            return Verdict::Fine;
+            return StreamCheck::Fine;
         }
         // A client that has answered everything loses nothing by reconnecting.
         if owes && now < self.ends + GRACE {
-            return Verdict::Fine;
+            return StreamCheck::Fine;
         }
-        Verdict::Old
+        StreamCheck::Old
     }
 }
 

@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{
     Ads, Variant,
     metrics::count,
-    pacing::{Verdict, scattered},
+    pacing::{StreamCheck, scattered},
     stream::Stream,
 };
 use crate::registry::Lag;
@@ -52,11 +52,11 @@ impl<V: Variant> Stream<'_, V> {
         let metrics = self.ads.clients().metrics();
         let now = Instant::now();
         match self.pacing.check(now, owes, queued, others.is_empty()) {
-            Verdict::Fine if !self.stays && self.pacing.may_go(now, owes, queued) => {
+            StreamCheck::Fine if !self.stays && self.pacing.may_go(now, owes, queued) => {
                 self.shed(now, &others)
             }
-            Verdict::Fine => Ok(()),
-            Verdict::Stuck => {
+            StreamCheck::Fine => Ok(()),
+            StreamCheck::Stuck => {
                 count(&metrics.stuck);
                 let text = format!(
                     "the client has neither read nor answered anything for {:?}: its stream ends",
@@ -65,7 +65,7 @@ impl<V: Variant> Stream<'_, V> {
                 tracing::warn!(node = %self.member.client.node.id, "{text}");
                 Err(Status::resource_exhausted(text))
             }
-            Verdict::Old => {
+            StreamCheck::Old => {
                 count(&metrics.spread);
                 Err(self.elsewhere(
                     "reconnect: streams are rebalanced over the replicas from time to time",

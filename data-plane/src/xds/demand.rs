@@ -26,11 +26,11 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most names that a control plane accepts from one client.
 const MAX_SERVICES: usize = 50_000;
 /// How often unused services are looked for within the time after which they are dropped; ...
-const LOOKS: u32 = 10;
+const CHECKS_PER_IDLE: u32 = 10;
 /// ... the interval is at least this long ...
-const SHORTEST_LOOK: Duration = Duration::from_millis(100);
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// ... and at most this long.
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -202,7 +202,7 @@ impl Demand {
     /// The interval between two looks for unused services.
     #[must_use]
     pub fn check_interval(&self) -> Duration {
-        (self.idle / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK)
+        (self.idle / CHECKS_PER_IDLE).clamp(MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL)
     }
 
     /// Drops and returns the services that have not been used for `idle`; `uses` has what their callers did so far. A
@@ -296,7 +296,7 @@ mod tests {
             demand.answered(name);
         }
         let mut calls = 1;
-        let mut look = |demand: &mut Demand, minute, called: bool| {
+        let mut check = |demand: &mut Demand, minute, called: bool| {
             calls += u64::from(called);
             let seen = uses(&[
                 ("called.x", calls, 0),
@@ -305,12 +305,12 @@ mod tests {
             ]);
             demand.drop_unused(&seen, at(minute))
         };
-        // Its calls ended before this look.
-        assert_eq!(look(&mut demand, 1, true), Vec::<String>::new());
-        assert_eq!(look(&mut demand, 60, true), Vec::<String>::new());
-        assert_eq!(look(&mut demand, 61, false), ["unused.x"]);
-        assert_eq!(look(&mut demand, 119, false), Vec::<String>::new());
-        assert_eq!(look(&mut demand, 120, false), ["called.x"]);
+        // Its calls ended before this check.
+        assert_eq!(check(&mut demand, 1, true), Vec::<String>::new());
+        assert_eq!(check(&mut demand, 60, true), Vec::<String>::new());
+        assert_eq!(check(&mut demand, 61, false), ["unused.x"]);
+        assert_eq!(check(&mut demand, 119, false), Vec::<String>::new());
+        assert_eq!(check(&mut demand, 120, false), ["called.x"]);
         let left: Vec<_> = demand.names().collect();
         assert_eq!(left, ["pinned.x", "streamed.x", "unanswered.x"]);
         // A new call fetches it again.
@@ -368,9 +368,9 @@ mod tests {
 
     #[test]
     fn looks_are_frequent_enough_and_never_hurried() {
-        let look = |idle| Demand::new(Prefetch::None, idle, Instant::now()).check_interval();
-        assert_eq!(look(HOUR), Duration::from_secs(60));
-        assert_eq!(look(Duration::from_secs(10)), Duration::from_secs(1));
-        assert_eq!(look(Duration::ZERO), Duration::from_millis(100));
+        let check = |idle| Demand::new(Prefetch::None, idle, Instant::now()).check_interval();
+        assert_eq!(check(HOUR), Duration::from_secs(60));
+        assert_eq!(check(Duration::from_secs(10)), Duration::from_secs(1));
+        assert_eq!(check(Duration::ZERO), Duration::from_millis(100));
     }
 }

@@ -1,6 +1,6 @@
 //! Calls under the memory budget: a call is charged before it begins, each message of a client before it is buffered,
-//! and each part of an answer until its reader has taken it. Calls whose answers take long to build wait for their turn.
-//! Services are not known here.
+//! and each part of an answer until its reader has taken it. Calls whose answers take long to build wait
+//! for a slot. Services are not known here.
 
 use std::{
     convert::Infallible,
@@ -101,22 +101,22 @@ impl Admission {
             Ok(request) => request,
             Err(status) => return Ok(status.into_http()),
         };
-        let (response, turn) = match work {
-            Work::Encodes => (routes.call(request).await?, account.take_turn().await),
+        let (response, slot) = match work {
+            Work::Encodes => (routes.call(request).await?, account.take_work_slot().await),
             _ => {
-                let turn = account.take_turn().await;
-                (routes.call(request).await?, turn)
+                let slot = account.take_work_slot().await;
+                (routes.call(request).await?, slot)
             }
         };
         let (head, body) = response.into_parts();
         let mut body = outbound(body);
         body.encode().await;
-        drop(turn);
+        drop(slot);
         Ok(Response::from_parts(head, Body::new(body)))
     }
 }
 
-/// Reads a request to its end, so that a turn never waits for a client.
+/// Reads a request to its end, so that a slot never waits for a client.
 async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, SMALL_MESSAGE_BYTES)

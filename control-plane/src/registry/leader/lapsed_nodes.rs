@@ -1,4 +1,4 @@
-//! Carries out the verdicts of `expiry`: removes the instances of nodes that are gone, or marks nodes as suspect. Each
+//! Carries out the decisions of `expiry`: removes the instances of nodes that are gone, or marks nodes as suspect. Each
 //! transaction has the conditions that the node has not returned and that this replica is still the leader, and records
 //! its event.
 
@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use super::{
     election::FencingToken,
-    expiry::{Expiry, Verdict},
+    expiry::{Decision, Expiry},
     now,
 };
 use crate::{
@@ -64,9 +64,9 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
             expiry.hold(from.into_std(), now());
         }
         let mut notes = BTreeMap::new();
-        for verdict in expiry.verdicts(now(), || membership.overdue_nodes()) {
-            match verdict {
-                Verdict::Remove {
+        for decision in expiry.decisions(now(), || membership.overdue_nodes()) {
+            match decision {
+                Decision::Remove {
                     node,
                     cause,
                     stopped,
@@ -75,11 +75,11 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
                     let done = remove(registry, token, &node, kind, &cause).await;
                     carried_out(registry, &node, done);
                 }
-                Verdict::Suspect { node, cause } => {
+                Decision::Suspect { node, cause } => {
                     let done = suspect(registry, token, &node, &cause).await;
                     carried_out(registry, &node, done);
                 }
-                Verdict::Note { node, suspect_for } => {
+                Decision::Note { node, suspect_for } => {
                     notes.insert(node, suspect_for);
                 }
             }
@@ -295,7 +295,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn a_verdict_that_comes_too_late_does_not_touch_a_node_that_is_back() {
+    async fn a_decision_that_comes_too_late_does_not_touch_a_node_that_is_back() {
         let fixture = Fixture::new().await;
         let registry = &fixture.registry;
         let mut lease = NodeLease::claim(registry, &identity("a", "p1"))

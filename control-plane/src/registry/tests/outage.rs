@@ -42,7 +42,7 @@ async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps(
     // Two nodes are too few for a mass lapse, which would keep them anyway.
     let mut a = node(&registry, "a").await;
     drop(node(&registry, "b").await);
-    beat_for(&mut a, TTL * 2).await.unwrap(); // verdicts are given by now: b lapses alone and is removed
+    beat_for(&mut a, TTL * 2).await.unwrap(); // decisions are made by now: b lapses alone and is removed
     until(&registry, |view| names(view) == ["a/users.default/u1"]).await;
     let mut b = node(&registry, "b").await;
     let mut changes = registry.subscribe();

@@ -239,8 +239,8 @@ impl Watcher {
         changed: ChangedInstances,
     ) -> Result<(), End> {
         // All instances of a service may be many. A client that opens watches and cancels them costs no more than its turns.
-        let turn = match changed {
-            ChangedInstances::All => self.account.take_turn().await,
+        let slot = match changed {
+            ChangedInstances::All => self.account.take_work_slot().await,
             ChangedInstances::These(_) => None,
         };
         if self.out.is_closed() {
@@ -265,7 +265,7 @@ impl Watcher {
         if now == 0 {
             self.sent.remove(service);
         }
-        drop(turn);
+        drop(slot);
         self.admit(self.instances - before + now)?;
         self.send_all(service, difference).await
     }
@@ -280,12 +280,12 @@ impl Watcher {
     async fn send_all(&mut self, service: &ServiceName, difference: Difference) -> Result<(), End> {
         let mut changed = difference.changed.into_iter().peekable();
         while changed.peek().is_some() {
-            let turn = self.account.take_turn().await;
+            let slot = self.account.take_work_slot().await;
             let message = WatchInstancesResponse {
                 changed: self.registry.read(|view| next_chunk(view, &mut changed)),
                 ..WatchInstancesResponse::default()
             };
-            drop(turn);
+            drop(slot);
             self.send(message).await?;
         }
         for ids in difference.removed.chunks(CHUNK_INSTANCES) {

@@ -248,7 +248,7 @@ pub(super) fn on_revision(
         simulation.broken(
             "I4 revisions",
             format_args!(
-                "{who} saw revision {seen} and is told {} of {revision}",
+                "{who} saw revision {seen} and got revision {} of {revision}",
                 kind.word()
             ),
         );
@@ -273,7 +273,7 @@ pub(super) fn on_taken(
     {
         simulation.broken(
             "I1 no flap",
-            format_args!("{who} is told that {address} has gone, and it lives"),
+            format_args!("{who} got the removal of {address}, which lives"),
         );
     }
 }
@@ -307,13 +307,13 @@ pub(super) fn on_acknowledged(
         let Some(endpoints) = state.resources.endpoints.get(&service) else {
             continue;
         };
-        let told = state.resources.answered.contains(&Kind::Endpoint) && !state.rejected;
+        let has_endpoints = state.resources.answered.contains(&Kind::Endpoint) && !state.rejected;
         let here = here && !state.lost_there.is_cancelled();
         // It may have been registered again meanwhile: only what the store no longer has counts.
         for address in endpoints.keys().filter(gone) {
-            if here && told && !stored.instances.contains_key(address) {
+            if here && has_endpoints && !stored.instances.contains_key(address) {
                 simulation.broken("I7 drain", format_args!(
-                    "r{replica} says that all know of the removal of {instance}; c{n} holds {address}"));
+                    "r{replica} reports that all have acknowledged the removal of {instance}; c{n} holds {address}"));
             }
         }
     }

@@ -30,7 +30,7 @@ pub(in crate::sim) fn went(simulation: &Simulation, address: &str, how: Went) {
 const UNKNOWN: &str = "missing from its node's list when the session was reopened";
 
 pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &Changes) {
-    let mut told = told(simulation, changes);
+    let mut reported = reported(simulation, changes);
     for event in changes.events.iter() {
         let (Some(name), Some(before), None) = (
             event.key.strip_prefix("instance/"),
@@ -39,7 +39,7 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
         ) else {
             continue;
         };
-        let cause = told.remove(name);
+        let cause = reported.remove(name);
         let node = name.split('/').next().unwrap_or_default();
         // The removals of a lapsed node are in the node's own event.
         let by_session = machine.get(&format!("alive/{node}")).is_some();
@@ -60,14 +60,14 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
         if !holds {
             simulation.broken(
                 "I9 removal events",
-                format_args!("{name} at {address} goes, and the cause told is {cause:?}"),
+                format_args!("{name} at {address} goes, and the reported cause is {cause:?}"),
             );
         }
     }
-    if !told.is_empty() {
+    if !reported.is_empty() {
         simulation.broken(
             "I9 removal events",
-            format_args!("{told:?} are not removed"),
+            format_args!("{reported:?} are not removed"),
         );
     }
 }
@@ -81,8 +81,8 @@ fn is_of_another(machine: &Machine, node: &str, instance: &KeyValue) -> bool {
 }
 
 /// Names of instances and causes. An event that is written again is equal.
-fn told(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> {
-    let mut told = BTreeMap::new();
+fn reported(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> {
+    let mut reported = BTreeMap::new();
     for event in changes.events.iter() {
         let Some(now) = event
             .now
@@ -100,8 +100,8 @@ fn told(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> 
         let record = EventRecord::decode(now.value.clone()).unwrap_or_default();
         if record.kind == "instance-expired" {
             let name = format!("{}/{}/{}", record.node, record.service, record.instance);
-            told.insert(name, record.cause);
+            reported.insert(name, record.cause);
         }
     }
-    told
+    reported
 }

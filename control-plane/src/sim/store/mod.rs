@@ -28,7 +28,7 @@ pub(super) use client::client;
 
 const MAX_VALUE_BYTES: usize = 1 << 20;
 /// How often expired leases are looked for.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) struct Cluster {
     pub(super) machine: Machine,
@@ -75,12 +75,12 @@ impl Cluster {
 /// Executes requests, and expires leases while the store is up.
 pub(super) async fn run(simulation: Simulation) {
     let requested = Arc::clone(&lock(&simulation.store).requested);
-    let mut look = Instant::now() + LOOK;
+    let mut check = Instant::now() + CHECK_INTERVAL;
     loop {
         tokio::select! {
             biased;
-            () = sleep_until(look) => {
-                look += LOOK;
+            () = sleep_until(check) => {
+                check += CHECK_INTERVAL;
                 expire(&simulation);
             }
             () = requested.notified() => sleep(Duration::from_millis(1)).await,

@@ -109,8 +109,8 @@ impl Writer {
 
     fn wait(&self) -> Wake {
         let now = Instant::now();
-        let look = self.shared.lock().leases().next_look(now);
-        let received = match look {
+        let check = self.shared.lock().leases().next_check(now);
+        let received = match check {
             Some(at) => self.jobs.recv_timeout(at.saturating_duration_since(now)),
             None => self.jobs.recv().map_err(mpsc::RecvTimeoutError::from),
         };

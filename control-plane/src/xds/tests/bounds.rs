@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::super::{
     Limits, NodeInfo, Refusal,
     admission::StreamAdmission,
-    pacing::{StreamPacing, Verdict},
+    pacing::{StreamCheck, StreamPacing},
 };
 use crate::{
     budget::{Peer, Who},
@@ -135,29 +135,29 @@ fn only_a_client_without_any_sign_of_life_is_stuck() {
     let mut pacing = pacing(start);
     assert_eq!(
         pacing.check(at(500), false, 0, true),
-        Verdict::Fine,
+        StreamCheck::Fine,
         "owes nothing"
     );
     pacing.sent(at(510));
-    assert_eq!(pacing.check(at(569), true, 1, true), Verdict::Fine);
+    assert_eq!(pacing.check(at(569), true, 1, true), StreamCheck::Fine);
     assert_eq!(
         pacing.check(at(575), true, 1, true),
-        Verdict::Stuck,
+        StreamCheck::Stuck,
         "neither read nor answered"
     );
     assert_eq!(
         pacing.check(at(576), true, 0, true),
-        Verdict::Fine,
+        StreamCheck::Fine,
         "the transport took it"
     );
-    assert_eq!(pacing.check(at(630), true, 0, true), Verdict::Fine);
+    assert_eq!(pacing.check(at(630), true, 0, true), StreamCheck::Fine);
     pacing.on_request(0, at(631));
     assert_eq!(
         pacing.check(at(690), true, 0, true),
-        Verdict::Fine,
+        StreamCheck::Fine,
         "it spoke: slow, but alive"
     );
-    assert_eq!(pacing.check(at(691), true, 0, true), Verdict::Stuck);
+    assert_eq!(pacing.check(at(691), true, 0, true), StreamCheck::Stuck);
 }
 
 #[test]
@@ -182,26 +182,29 @@ fn who_speaks_too_fast_has_to_wait() {
 fn streams_end_when_they_are_old_quiet_and_have_a_choice() {
     let start = Instant::now();
     let at = |ms: u32| start + MS * ms;
-    assert_eq!(pacing(start).check(at(799), false, 0, false), Verdict::Fine);
+    assert_eq!(
+        pacing(start).check(at(799), false, 0, false),
+        StreamCheck::Fine
+    );
     assert_eq!(
         pacing(start).check(at(1_201), false, 0, false),
-        Verdict::Old
+        StreamCheck::Old
     );
     let mut alone = pacing(start);
-    assert_eq!(alone.check(at(1_201), false, 0, true), Verdict::Fine);
+    assert_eq!(alone.check(at(1_201), false, 0, true), StreamCheck::Fine);
     assert_eq!(
         alone.check(at(1_900), false, 0, false),
-        Verdict::Fine,
+        StreamCheck::Fine,
         "begins anew"
     );
     let mut busy = pacing(start);
     busy.on_request(0, at(1_200));
     assert_eq!(
         busy.check(at(1_201), true, 0, false),
-        Verdict::Fine,
+        StreamCheck::Fine,
         "owes an answer"
     );
-    assert_eq!(busy.check(at(1_202), false, 0, false), Verdict::Old);
+    assert_eq!(busy.check(at(1_202), false, 0, false), StreamCheck::Old);
     let limits = Limits {
         max_age: MS * 1_000,
         ..Limits::default()
@@ -209,7 +212,7 @@ fn streams_end_when_they_are_old_quiet_and_have_a_choice() {
     let ends: std::collections::BTreeSet<_> = (0..100)
         .map(|seed| {
             let mut pacing = StreamPacing::new(&limits, seed, start);
-            (790..1_210).find(|ms| pacing.check(at(*ms), false, 0, false) == Verdict::Old)
+            (790..1_210).find(|ms| pacing.check(at(*ms), false, 0, false) == StreamCheck::Old)
         })
         .collect();
     assert!(ends.len() > 50 && !ends.contains(&None), "{ends:?}");

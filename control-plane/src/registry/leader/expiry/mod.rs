@@ -1,5 +1,5 @@
 //! Decides when nodes whose lease lapsed are removed, and whether they are dead or the control plane was cut off from
-//! them. Pure: `now` is passed in and is monotonic. A verdict is repeated until the view shows that it was carried out.
+//! them. Pure: `now` is passed in and is monotonic. A decision is repeated until the view shows that it was carried out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,12 +9,12 @@ use std::{
 
 use crate::registry::options::ExpiryOptions;
 
-/// A verdict that was not carried out after this time is repeated.
+/// A decision that was not carried out after this time is repeated.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// The verdict on a node whose lease lapsed, and the cause.
+/// The decision on a node whose lease lapsed, and the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Decision {
     Remove {
         node: Arc<str>,
         cause: String,
@@ -38,7 +38,7 @@ struct Lapsed {
     stopped: bool,
     suspect: bool,
     since: Instant,
-    /// When the next verdict is due.
+    /// When the next decision is due.
     due: Instant,
     /// When a suspect node is removed.
     ends: Instant,
@@ -54,7 +54,7 @@ pub(crate) struct Expiry {
     lapsed: BTreeMap<Arc<str>, Lapsed>,
     /// The lapses of the last TTL.
     recent: VecDeque<(Instant, Arc<str>)>,
-    /// No verdict is given before this time.
+    /// No decision is made before this time.
     held_until: Option<Instant>,
 }
 
@@ -71,7 +71,7 @@ impl Expiry {
         }
     }
 
-    /// Gives no verdict before `until`: this leader is new, or the store did not answer. Lapses of the last TTL and
+    /// Makes no decision before `until`: this leader is new, or the store did not answer. Lapses of the last TTL and
     /// those until then count as lapses at `until`, that is, together. Older lapses do not count.
     pub(crate) fn hold(&mut self, until: Instant, now: Instant) {
         if self.held_until.is_some_and(|held| held >= until) {
@@ -105,7 +105,7 @@ impl Expiry {
         if known.is_none() && (was_alive || suspect.is_none()) {
             self.recent.push_back((found_at, Arc::clone(node)));
         }
-        // A suspect node's time passes even while no verdicts are given.
+        // A suspect node's time passes even while no decisions are made.
         let left = suspect.map(|spent| self.options.suspect_for.saturating_sub(spent));
         let ends = now + left.unwrap_or_default();
         let due = ends.min(now + note_every(&self.options)).max(found_at);
@@ -139,19 +139,19 @@ impl Expiry {
         self.lapsed.remove(node);
     }
 
-    /// When the next verdict is due, if nothing else happens.
+    /// When the next decision is due, if nothing else happens.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.lapsed.values().map(|lapsed| lapsed.due).min()
     }
 
-    /// The verdicts that are due. `overdue_nodes` counts the nodes that are known to have missed a heartbeat but still have
+    /// The decisions that are due. `overdue_nodes` counts the nodes that are known to have missed a heartbeat but still have
     /// their lease. If they could make this a mass lapse, a lapsed node waits a short time for them. It is called only
     /// if a node could wait.
-    pub(crate) fn verdicts(
+    pub(crate) fn decisions(
         &mut self,
         now: Instant,
         overdue_nodes: impl FnOnce() -> usize,
-    ) -> Vec<Verdict> {
+    ) -> Vec<Decision> {
         self.forget(now);
         let (gone, mesh) = (self.recent.len(), self.mesh());
         let mass = self.is_mass(gone);
@@ -176,7 +176,7 @@ impl Expiry {
             let node = Arc::clone(node);
             if lapsed.stopped {
                 let cause = "its proxy was stopped and has not come back".to_owned();
-                return Verdict::Remove {
+                return Decision::Remove {
                     node,
                     cause,
                     stopped: true,
@@ -187,21 +187,21 @@ impl Expiry {
                     lapsed.due = lapsed.ends.min(now + note_every);
                     let left = lapsed.ends - now;
                     let suspect_for = suspect_for.saturating_sub(left);
-                    Verdict::Note { node, suspect_for }
+                    Decision::Note { node, suspect_for }
                 }
-                (true, _) => Verdict::Remove {
+                (true, _) => Decision::Remove {
                     node,
                     cause: format!("it was suspect for {suspect_for:?} and did not come back"),
                     stopped: false,
                 },
-                (false, true) => Verdict::Suspect {
+                (false, true) => Decision::Suspect {
                     node,
                     cause: format!(
                         "the leases of {gone} of {mesh} nodes expired within {ttl:?}: the control \
                          plane was probably cut off"
                     ),
                 },
-                (false, false) => Verdict::Remove {
+                (false, false) => Decision::Remove {
                     node,
                     cause: format!("its lease expired: no heartbeat for {ttl:?}"),
                     stopped: false,

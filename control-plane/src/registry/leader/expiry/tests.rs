@@ -32,34 +32,34 @@ impl Mesh {
         self.expiry.on_lapsed(&name(node), None, at);
     }
 
-    /// At `seconds`, suspends verdicts until `until`.
+    /// At `seconds`, suspends decisions until `until`.
     fn hold(&mut self, seconds: u64, until: u64) {
         let (now, until) = (self.at(seconds), self.at(until));
         self.expiry.hold(until, now);
     }
 
-    /// The verdicts at a time, as "remove 3" or "suspect 3", without notes; each is carried out.
-    fn verdicts(&mut self, seconds: u64) -> Vec<String> {
-        let mut verdicts = self.all_verdicts(seconds);
-        verdicts.retain(|verdict| !verdict.starts_with("note"));
-        verdicts
+    /// The decisions at a time, as "remove 3" or "suspect 3", without notes; each is carried out.
+    fn decisions(&mut self, seconds: u64) -> Vec<String> {
+        let mut decisions = self.all_decisions(seconds);
+        decisions.retain(|decision| !decision.starts_with("note"));
+        decisions
     }
 
-    fn all_verdicts(&mut self, seconds: u64) -> Vec<String> {
+    fn all_decisions(&mut self, seconds: u64) -> Vec<String> {
         let at = self.at(seconds);
-        let verdicts = self.expiry.verdicts(at, || self.overdue_nodes);
-        verdicts
+        let decisions = self.expiry.decisions(at, || self.overdue_nodes);
+        decisions
             .into_iter()
-            .map(|verdict| match verdict {
-                Verdict::Remove { node, .. } => {
+            .map(|decision| match decision {
+                Decision::Remove { node, .. } => {
                     self.expiry.on_gone(&node);
                     format!("remove {node}")
                 }
-                Verdict::Suspect { node, .. } => {
+                Decision::Suspect { node, .. } => {
                     self.expiry.on_lapsed(&node, Some(Duration::ZERO), at);
                     format!("suspect {node}")
                 }
-                Verdict::Note { node, suspect_for } => format!("note {node} {suspect_for:?}"),
+                Decision::Note { node, suspect_for } => format!("note {node} {suspect_for:?}"),
             })
             .collect()
     }
@@ -73,11 +73,11 @@ fn stopping_nodes_go_at_once_and_make_no_mass_lapse() {
         mesh.expiry.on_left(&name(node), at);
     }
     assert_eq!(
-        mesh.verdicts(0),
+        mesh.decisions(0),
         ["remove 0", "remove 1", "remove 2", "remove 3"]
     );
     mesh.lapse(4, 0);
-    assert_eq!(mesh.verdicts(0), ["remove 4"], "one alone was not cut off");
+    assert_eq!(mesh.decisions(0), ["remove 4"], "one alone was not cut off");
 }
 
 fn name(node: usize) -> Arc<str> {
@@ -88,7 +88,7 @@ fn name(node: usize) -> Arc<str> {
 fn a_single_node_is_removed_at_once_while_the_others_beat() {
     let mut mesh = Mesh::new(10);
     mesh.lapse(4, 0);
-    assert_eq!(mesh.verdicts(0), ["remove 4"]);
+    assert_eq!(mesh.decisions(0), ["remove 4"]);
     assert_eq!(mesh.expiry.next(), None);
 }
 
@@ -98,28 +98,32 @@ fn it_waits_while_others_that_missed_a_beat_could_follow() {
     mesh.overdue_nodes = 1;
     mesh.lapse(4, 0);
     assert_eq!(
-        mesh.verdicts(0),
+        mesh.decisions(0),
         ["remove 4"],
         "two of ten would be no mass"
     );
     mesh.overdue_nodes = 5;
     mesh.lapse(5, 1);
-    assert_eq!(mesh.verdicts(1), [""; 0]);
+    assert_eq!(mesh.decisions(1), [""; 0]);
     assert!(
         mesh.expiry.next().unwrap() < mesh.at(2),
         "it is looked at again soon"
     );
-    assert_eq!(mesh.verdicts(3), [""; 0]);
-    assert_eq!(mesh.verdicts(4), ["remove 5"], "one interval is enough");
+    assert_eq!(mesh.decisions(3), [""; 0]);
+    assert_eq!(mesh.decisions(4), ["remove 5"], "one interval is enough");
     mesh.lapse(6, 5);
-    assert_eq!(mesh.verdicts(5), ["suspect 6"], "the third makes it a mass");
+    assert_eq!(
+        mesh.decisions(5),
+        ["suspect 6"],
+        "the third makes it a mass"
+    );
 
     let mut mesh = Mesh::new(10);
     mesh.overdue_nodes = 5;
     mesh.lapse(4, 0);
-    assert_eq!(mesh.verdicts(0), [""; 0]);
+    assert_eq!(mesh.decisions(0), [""; 0]);
     mesh.overdue_nodes = 0;
-    assert_eq!(mesh.verdicts(1), ["remove 4"], "the others beat again");
+    assert_eq!(mesh.decisions(1), ["remove 4"], "the others beat again");
 }
 
 #[test]
@@ -127,25 +131,25 @@ fn many_that_lapse_together_become_suspect() {
     let mut mesh = Mesh::new(10);
     mesh.overdue_nodes = 10;
     mesh.lapse(0, 0);
-    assert_eq!(mesh.verdicts(0), [""; 0]);
+    assert_eq!(mesh.decisions(0), [""; 0]);
     mesh.lapse(1, 1);
-    assert_eq!(mesh.verdicts(1), [""; 0]);
+    assert_eq!(mesh.decisions(1), [""; 0]);
     mesh.lapse(2, 2);
-    assert_eq!(mesh.verdicts(2), ["suspect 0", "suspect 1", "suspect 2"]);
+    assert_eq!(mesh.decisions(2), ["suspect 0", "suspect 1", "suspect 2"]);
     mesh.lapse(3, 6);
     assert_eq!(
-        mesh.verdicts(6),
+        mesh.decisions(6),
         ["suspect 3"],
         "it belongs to the same cut"
     );
     mesh.expiry.on_alive(&name(1));
-    assert_eq!(mesh.verdicts(601), [""; 0]);
+    assert_eq!(mesh.decisions(601), [""; 0]);
     assert_eq!(
-        mesh.verdicts(602),
+        mesh.decisions(602),
         ["remove 0", "remove 2"],
         "10 min after it became suspect"
     );
-    assert_eq!(mesh.verdicts(606), ["remove 3"]);
+    assert_eq!(mesh.decisions(606), ["remove 3"]);
 }
 
 #[test]
@@ -153,40 +157,40 @@ fn few_or_a_small_share_or_one_after_the_other_are_removed() {
     let mut few = Mesh::new(3);
     few.lapse(0, 0);
     few.lapse(1, 0);
-    assert_eq!(few.verdicts(3), ["remove 0", "remove 1"]);
+    assert_eq!(few.decisions(3), ["remove 0", "remove 1"]);
     let mut small_share = Mesh::new(11);
     for node in 0..3 {
         small_share.lapse(node, 0);
     }
-    assert_eq!(small_share.verdicts(3).len(), 3);
+    assert_eq!(small_share.decisions(3).len(), 3);
     let mut slow = Mesh::new(4);
     for node in 0..3 {
         slow.lapse(node, node as u64 * 20);
         assert_eq!(
-            slow.verdicts(node as u64 * 20 + 3),
+            slow.decisions(node as u64 * 20 + 3),
             [format!("remove {node}")]
         );
     }
 }
 
 #[test]
-fn a_node_that_comes_back_before_the_verdict_stays() {
+fn a_node_that_comes_back_before_the_decision_stays() {
     let mut mesh = Mesh::new(5);
     mesh.lapse(1, 0);
     mesh.expiry.on_alive(&name(1));
     assert_eq!(mesh.expiry.next(), None);
-    assert_eq!(mesh.verdicts(3), [""; 0]);
+    assert_eq!(mesh.decisions(3), [""; 0]);
 }
 
 #[test]
-fn a_verdict_that_was_not_carried_out_comes_again() {
+fn a_decision_that_was_not_carried_out_comes_again() {
     let mut mesh = Mesh::new(1);
     mesh.lapse(0, 0);
     let now = mesh.at(0);
-    assert_eq!(mesh.expiry.verdicts(now, || 0).len(), 1);
-    assert_eq!(mesh.expiry.verdicts(now, || 0).len(), 0);
+    assert_eq!(mesh.expiry.decisions(now, || 0).len(), 1);
+    assert_eq!(mesh.expiry.decisions(now, || 0).len(), 0);
     assert_eq!(mesh.expiry.next(), Some(now + RETRY_PAUSE));
-    assert_eq!(mesh.verdicts(2), ["remove 0"]);
+    assert_eq!(mesh.decisions(2), ["remove 0"]);
 }
 
 #[test]
@@ -194,12 +198,12 @@ fn a_suspects_time_is_noted_and_runs_on_under_the_next_leader() {
     let mut mesh = Mesh::new(0);
     let at = mesh.at(0);
     mesh.expiry.on_lapsed(&name(0), Some(Duration::ZERO), at);
-    assert_eq!(mesh.all_verdicts(29), [""; 0]);
-    assert_eq!(mesh.all_verdicts(30), ["note 0 30s"]);
-    assert_eq!(mesh.all_verdicts(30), [""; 0]);
-    assert_eq!(mesh.all_verdicts(75), ["note 0 75s"]);
-    assert_eq!(mesh.verdicts(599), [""; 0]);
-    assert_eq!(mesh.verdicts(600), ["remove 0"]);
+    assert_eq!(mesh.all_decisions(29), [""; 0]);
+    assert_eq!(mesh.all_decisions(30), ["note 0 30s"]);
+    assert_eq!(mesh.all_decisions(30), [""; 0]);
+    assert_eq!(mesh.all_decisions(75), ["note 0 75s"]);
+    assert_eq!(mesh.decisions(599), [""; 0]);
+    assert_eq!(mesh.decisions(600), ["remove 0"]);
 
     let mut next = Mesh::new(0);
     let at = next.at(0);
@@ -208,10 +212,10 @@ fn a_suspects_time_is_noted_and_runs_on_under_the_next_leader() {
         next.expiry.on_lapsed(&name(node), spent, at);
     }
     next.hold(0, 10);
-    assert_eq!(next.all_verdicts(9), [""; 0], "it expires no node yet");
-    assert_eq!(next.all_verdicts(10), ["remove 1"]);
-    assert_eq!(next.all_verdicts(29), [""; 0]);
-    assert_eq!(next.all_verdicts(30), ["remove 0"]);
+    assert_eq!(next.all_decisions(9), [""; 0], "it expires no node yet");
+    assert_eq!(next.all_decisions(10), ["remove 1"]);
+    assert_eq!(next.all_decisions(29), [""; 0]);
+    assert_eq!(next.all_decisions(30), ["remove 0"]);
 }
 
 #[test]
@@ -221,25 +225,25 @@ fn a_new_leader_waits_and_counts_what_lapsed_meanwhile_together() {
     mesh.lapse(0, 5);
     mesh.hold(5, 15);
     mesh.lapse(1, 6);
-    assert_eq!(mesh.verdicts(7), [""; 0]);
+    assert_eq!(mesh.decisions(7), [""; 0]);
     mesh.lapse(2, 14);
     assert_eq!(mesh.expiry.next(), Some(mesh.at(15)));
-    assert_eq!(mesh.verdicts(14), [""; 0]);
-    assert_eq!(mesh.verdicts(15), ["suspect 0", "suspect 1", "suspect 2"]);
+    assert_eq!(mesh.decisions(14), [""; 0]);
+    assert_eq!(mesh.decisions(15), ["suspect 0", "suspect 1", "suspect 2"]);
 
     let mut mesh = Mesh::new(10);
     mesh.hold(5, 15);
     mesh.lapse(0, 6);
     mesh.lapse(1, 7);
     mesh.expiry.on_alive(&name(1));
-    assert_eq!(mesh.verdicts(14), [""; 0]);
+    assert_eq!(mesh.decisions(14), [""; 0]);
     assert_eq!(
-        mesh.verdicts(15),
+        mesh.decisions(15),
         ["remove 0"],
         "one that does not come back"
     );
     mesh.lapse(3, 30);
-    assert_eq!(mesh.verdicts(30), ["remove 3"], "then as ever");
+    assert_eq!(mesh.decisions(30), ["remove 3"], "then as ever");
 }
 
 #[test]
@@ -248,12 +252,12 @@ fn while_the_store_is_away_no_node_is_expired() {
     mesh.lapse(0, 0);
     for second in 0..60 {
         mesh.hold(second, second + 10);
-        assert_eq!(mesh.verdicts(second), [""; 0]);
+        assert_eq!(mesh.decisions(second), [""; 0]);
     }
     mesh.expiry.on_alive(&name(0));
     mesh.lapse(1, 61);
-    assert_eq!(mesh.verdicts(68), [""; 0]);
-    assert_eq!(mesh.verdicts(69), ["remove 1"]);
+    assert_eq!(mesh.decisions(68), [""; 0]);
+    assert_eq!(mesh.decisions(69), ["remove 1"]);
 }
 
 #[test]
@@ -261,12 +265,12 @@ fn what_lapsed_hours_before_the_store_was_away_does_not_count_together_with_what
     let mut mesh = Mesh::new(10);
     mesh.lapse(0, 0);
     mesh.lapse(1, 0);
-    assert_eq!(mesh.verdicts(0), ["remove 0", "remove 1"]);
+    assert_eq!(mesh.decisions(0), ["remove 0", "remove 1"]);
     // Nothing happens for two hours; then the store does not answer for a while.
     mesh.hold(7200, 7215);
     mesh.lapse(2, 7201);
     assert_eq!(
-        mesh.verdicts(7215),
+        mesh.decisions(7215),
         ["remove 2"],
         "one of eight: no mass lapse"
     );
@@ -275,5 +279,8 @@ fn what_lapsed_hours_before_the_store_was_away_does_not_count_together_with_what
     mesh.lapse(4, 7301);
     mesh.hold(7305, 7320);
     mesh.lapse(5, 7306);
-    assert_eq!(mesh.verdicts(7320), ["suspect 3", "suspect 4", "suspect 5"]);
+    assert_eq!(
+        mesh.decisions(7320),
+        ["suspect 3", "suspect 4", "suspect 5"]
+    );
 }

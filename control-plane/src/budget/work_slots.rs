@@ -1,25 +1,24 @@
-//! Turns of work for one client that takes long, such as building the answer to a call: few at a time, so that the other
-//! threads remain for sessions, leases and streams; and one at a time of each connection, so that a connection with one
-//! question waits behind one of each other connection, not behind all that they have asked. Which work that is is not
-//! known here.
+//! Slots for work that takes long, such as building the answer to a call. Few run at a time, so that the other threads
+//! remain for sessions, leases and streams; and one at a time of each connection, so that a connection with one request
+//! waits behind one of each other connection, not behind all of their requests. What the work is is not known here.
 
 use std::{num::NonZero, sync::Arc, thread::available_parallelism};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Those who wait get their turns in the order in which they came.
+/// Waiting callers get slots in the order in which they came.
 #[derive(Clone, Debug)]
-pub(super) struct Turns(Arc<Semaphore>);
+pub(super) struct WorkSlots(Arc<Semaphore>);
 
 /// Held while the work is done; never while a client is awaited.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct WorkSlot {
     _places: [Option<OwnedSemaphorePermit>; 2],
 }
 
-impl Turns {
-    pub(super) fn new(at_once: usize) -> Self {
-        Self(Arc::new(Semaphore::new(at_once)))
+impl WorkSlots {
+    pub(super) fn new(count: usize) -> Self {
+        Self(Arc::new(Semaphore::new(count)))
     }
 
     /// Half of the threads.
@@ -28,10 +27,10 @@ impl Turns {
         Self::new((threads / 2).max(1))
     }
 
-    /// Waits for a turn of the connection, and then for one of all.
-    pub(super) async fn take(&self, of_connection: &Self) -> Turn {
+    /// Waits for a slot of the connection, and then for one of all.
+    pub(super) async fn take(&self, of_connection: &Self) -> WorkSlot {
         let first = of_connection.place().await;
-        Turn {
+        WorkSlot {
             _places: [first, self.place().await],
         }
     }
@@ -50,8 +49,8 @@ mod tests {
 
     /// Issue 10, D1.
     #[tokio::test]
-    async fn a_connection_with_one_question_waits_for_one_answer_of_each_other() {
-        let (all, flood, honest) = (Turns::new(1), Turns::new(1), Turns::new(1));
+    async fn a_connection_with_one_request_waits_for_one_answer_of_each_other() {
+        let (all, flood, honest) = (WorkSlots::new(1), WorkSlots::new(1), WorkSlots::new(1));
         let first = all.take(&flood).await;
         let mut more: Vec<_> = (0..100).map(|_| Box::pin(all.take(&flood))).collect();
         for each in &mut more {
