@@ -22,18 +22,18 @@ use crate::{
     store::{Compare, MAX_TXN_OPS, Op, StoreError},
 };
 
+mod events;
 mod vacant;
 #[cfg(test)]
 mod tests;
 
+use events::{Conflict, conflict, handed_on, over};
 use vacant::Vacant;
 
 /// Claims per transaction: each has a condition and a write, and may have an event.
 const MAX_PER_TXN: usize = MAX_TXN_OPS / 2 - 4;
 /// The pause before a failed write is retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// The most proto services that an event names.
-const NAMED: usize = 3;
 
 pub(super) async fn run(registry: &Registry, token: FencingToken) {
     let mut changes = registry.subscribe();
@@ -88,8 +88,8 @@ struct PathJob<'a> {
     token: FencingToken,
     /// The paths to check.
     changed: BTreeSet<PathOf>,
-    /// The owner of each path at its last check, by namespace and proto service.
-    owners: BTreeMap<(String, Arc<str>), ServiceName>,
+    /// Who owned each path and got its calls at its last check, by namespace and proto service.
+    owners: BTreeMap<(String, Arc<str>), Conflict>,
     vacant: Vacant,
     /// When a failed write is retried.
     retry: Option<Instant>,
@@ -101,8 +101,8 @@ enum ClaimWrite {
     Create,
     /// The service has an instance again: resets how long the claim has been vacant.
     Revive(StoredClaim),
-    /// Another service owns the path, and that conflict is not recorded yet.
-    ReportConflict(StoredClaim, ServiceName),
+    /// Another service owns the path, and that, or who gets the calls now, is not recorded yet.
+    ReportConflict(StoredClaim, Conflict),
 }
 
 impl PathJob<'_> {
@@ -147,15 +147,15 @@ impl PathJob<'_> {
         let mut to_see = changed.clone();
         for (proto, service) in changed {
             let place = (service.namespace.clone(), Arc::clone(proto));
-            let owner = owner_of(view, proto, service);
+            let owner = who_serves(view, proto, service);
             // Services that conflicted with the former owner conflict with the new one.
-            if self.owners.get(&place) != owner {
+            if self.owners.get(&place) != owner.as_ref() {
                 let all = view.path_claimants(proto).map(|it| it.service);
                 let here = all.filter(|it| it.namespace == service.namespace);
                 to_see.extend(here.map(|it| (Arc::clone(proto), it.clone())));
             }
             match owner {
-                Some(owner) => self.owners.insert(place, owner.clone()),
+                Some(owner) => self.owners.insert(place, owner),
                 None => self.owners.remove(&place),
             };
         }
@@ -183,11 +183,14 @@ impl PathJob<'_> {
         let Some(stored) = stored else {
             return fits(view, service, self.registry).then_some(ClaimWrite::Create);
         };
-        let owner = owner_of(view, proto, service);
-        if let Some(owner) = owner.filter(|it| *it != service)
-            && stored.record.conflict_with != owner.to_string()
-        {
-            return Some(ClaimWrite::ReportConflict(stored.clone(), owner.clone()));
+        let conflict = who_serves(view, proto, service);
+        if let Some(conflict) = conflict.filter(|it| it.owner != *service) {
+            let record = &stored.record;
+            let is_known = record.conflict_with == conflict.owner.to_string()
+                && record.stand_in == conflict.stand_in();
+            if !is_known {
+                return Some(ClaimWrite::ReportConflict(stored.clone(), conflict));
+            }
         }
         (stored.record.vacant_ms > 0).then(|| ClaimWrite::Revive(stored.clone()))
     }
@@ -205,26 +208,34 @@ impl PathJob<'_> {
 
     async fn update(&mut self, claims: &[(PathOf, ClaimWrite)]) -> Result<(), StoreError> {
         let (mut compare, mut then, mut paths) = (Vec::new(), Vec::new(), Vec::new());
-        let mut conflicts: BTreeMap<(&ServiceName, &ServiceName), Vec<&str>> = BTreeMap::new();
+        let mut conflicts: BTreeMap<(&ServiceName, &Conflict), Vec<&str>> = BTreeMap::new();
         for ((proto, service), writes) in claims {
-            let (stored, conflict_with) = match writes {
+            let (stored, record) = match writes {
                 ClaimWrite::Create => continue,
-                ClaimWrite::Revive(stored) => (stored, stored.record.conflict_with.clone()),
-                ClaimWrite::ReportConflict(stored, owner) => {
-                    conflicts.entry((service, owner)).or_default().push(proto);
-                    (stored, owner.to_string())
+                ClaimWrite::Revive(stored) => (stored, stored.record.clone()),
+                ClaimWrite::ReportConflict(stored, with) => {
+                    conflicts.entry((service, with)).or_default().push(proto);
+                    let record = ClaimRecord {
+                        conflict_with: with.owner.to_string(),
+                        stand_in: with.stand_in(),
+                        ..ClaimRecord::default()
+                    };
+                    (stored, record)
                 }
             };
             let key = keys::claim(proto, service);
             compare.push(Compare::unchanged(&key, stored.modified));
             let record = ClaimRecord {
-                conflict_with,
                 vacant_ms: 0,
+                ..record
             };
             then.push(Op::put(&key, record.encode_to_vec()));
             paths.push((Arc::clone(proto), service.clone()));
         }
-        let events: Vec<_> = conflicts.into_iter().map(conflict).collect();
+        let conflicts = conflicts.into_iter();
+        let events: Vec<_> = conflicts
+            .map(|((service, with), protos)| conflict(service, with, protos))
+            .collect();
         self.write(compare, then, &events, &paths).await
     }
 
@@ -233,7 +244,7 @@ impl PathJob<'_> {
         let due = self.vacant.due(now());
         for some in due.chunks(MAX_PER_TXN) {
             let (mut compare, mut then) = (Vec::new(), Vec::new());
-            let mut released: BTreeMap<(ServiceName, ServiceName), Vec<Arc<str>>> = BTreeMap::new();
+            let mut released: BTreeMap<(&ServiceName, Released), Vec<&str>> = BTreeMap::new();
             self.registry.read(|view| {
                 for (proto, service) in some {
                     let Some(stored) = view.stored_claim(service, proto) else {
@@ -242,19 +253,18 @@ impl PathJob<'_> {
                     let key = keys::claim(proto, service);
                     compare.push(Compare::unchanged(&key, stored.modified));
                     then.push(Op::delete(&key));
-                    if let Some(next) = next_owner(view, proto, service) {
-                        let of = released.entry((service.clone(), next.clone())).or_default();
-                        of.push(Arc::clone(proto));
+                    if let Some(what) = Released::of(view, proto, service, stored) {
+                        released.entry((service, what)).or_default().push(proto);
                     }
                 }
             });
             let after = self.registry.options().claims.release_after;
             let event =
-                |((service, next), protos): (&(ServiceName, ServiceName), &Vec<Arc<str>>)| {
-                    let protos = protos.iter().map(|it| &**it).collect();
-                    handed_on(service, next, protos, after)
+                |((service, what), protos): ((&ServiceName, Released), Vec<&str>)| match what {
+                    Released::HandedOn(next) => handed_on(service, &next, protos, after),
+                    Released::Over(owner) => over(service, &owner, protos, after),
                 };
-            let events: Vec<_> = released.iter().map(event).collect();
+            let events: Vec<_> = released.into_iter().map(event).collect();
             self.write(compare, then, &events, some).await?;
         }
         Ok(())
@@ -309,22 +319,39 @@ impl PathJob<'_> {
     }
 }
 
-/// The owner of the path in the namespace of this service.
-fn owner_of<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
+/// Who owns the path in the namespace of this service, and who gets its calls.
+fn who_serves(view: &View, proto: &str, service: &ServiceName) -> Option<Conflict> {
     match view.path_owner(proto, &service.namespace) {
-        Owner::One { owner, .. } => Some(owner),
+        Owner::One { owner, serves } => Some(Conflict {
+            owner: owner.clone(),
+            serves: serves.clone(),
+        }),
         Owner::Unclaimed | Owner::Unclear(_) => None,
     }
 }
 
-/// The next owner of the path if this service owns it now and its claim is deleted.
-fn next_owner<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
-    owner_of(view, proto, service).filter(|owner| *owner == service)?;
-    let others = view.path_claimants(proto);
-    let others = others.filter(|it| it.service != service);
-    match crate::registry::model::owner_among(others, &service.namespace) {
-        Owner::One { owner, .. } => Some(owner),
-        Owner::Unclaimed | Owner::Unclear(_) => None,
+/// What the end of a claim means for the path.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Released {
+    /// The service owned it; this is the next owner.
+    HandedOn(ServiceName),
+    /// The service was in conflict with this owner.
+    Over(ServiceName),
+}
+
+impl Released {
+    fn of(view: &View, proto: &str, service: &ServiceName, stored: &StoredClaim) -> Option<Self> {
+        let owner = who_serves(view, proto, service)?.owner;
+        if owner != *service {
+            let was_told = !stored.record.conflict_with.is_empty();
+            return was_told.then_some(Self::Over(owner));
+        }
+        let others = view.path_claimants(proto);
+        let others = others.filter(|it| it.service != service);
+        match crate::registry::model::owner_among(others, &service.namespace) {
+            Owner::One { owner, .. } => Some(Self::HandedOn(owner.clone())),
+            Owner::Unclaimed | Owner::Unclear(_) => None,
+        }
     }
 }
 
@@ -351,37 +378,4 @@ fn rounds(view: &View, mut missing: Vec<PathOf>) -> Vec<Vec<PathOf>> {
         *rank += 1;
     }
     rounds
-}
-
-fn conflict(((service, owner), protos): ((&ServiceName, &ServiceName), Vec<&str>)) -> NewEvent {
-    let paths = some_of(protos);
-    let cause = format!(
-        "{owner} claimed {paths} first and owns the path: {service} is called by its name only, \
-         unless no earlier claimant has instances"
-    );
-    NewEvent::of_service("path-conflict", &service.to_string(), &cause)
-}
-
-fn handed_on(
-    service: &ServiceName,
-    next: &ServiceName,
-    protos: Vec<&str>,
-    after: Duration,
-) -> NewEvent {
-    let paths = some_of(protos);
-    let cause = format!(
-        "no instance of it has served {paths} for {after:?} (or, of too many such paths, for the \
-         longest time): {next} owns the path now"
-    );
-    NewEvent::of_service("path-released", &service.to_string(), &cause)
-}
-
-fn some_of(mut protos: Vec<&str>) -> String {
-    let more = protos.len().saturating_sub(NAMED);
-    protos.truncate(NAMED);
-    let named = protos.join(", ");
-    match more {
-        0 => named,
-        more => format!("{named} and {more} more"),
-    }
 }

@@ -188,6 +188,53 @@ async fn a_conflict_has_one_event_however_many_instances_come() {
     );
 }
 
+/// Issue 10, B2: the event said that the owner gets the calls, when it had no instance, and nothing told the end.
+#[tokio::test]
+async fn a_conflict_names_who_stands_in_and_its_end_is_told() {
+    let fixture = fixture(ClaimOptions {
+        release_after: Duration::from_millis(300),
+        ..ClaimOptions::default()
+    })
+    .await;
+    let registry = &fixture.registry;
+    let mut a = node(registry, "a").await;
+    let mut b = node(registry, "b").await;
+    let of_canary = |view: &View, kind: &str| {
+        let mut all = events(view, kind);
+        all.retain(|(of, _)| of == "canary.default");
+        all.into_iter().map(|(_, cause)| cause).collect::<Vec<_>>()
+    };
+    set(&mut a, registry, &["users/u1"]).await;
+    set(&mut b, registry, &["canary/c1"]).await;
+    let first = "users.default claimed users.v1.Api first and owns the path";
+    for (has, now) in [
+        (true, ": canary.default is called by its name only"),
+        (
+            false,
+            ", but has no instance now: canary.default gets its calls",
+        ),
+        (true, ": canary.default is called by its name only"),
+    ] {
+        let users: &[&str] = if has { &["users/u1"] } else { &[] };
+        set(&mut a, registry, users).await;
+        let told = |view: &View| {
+            let last = of_canary(view, "path-conflict").pop();
+            last == Some(format!("{first}{now}"))
+        };
+        fixture.until(told).await;
+    }
+    set(&mut b, registry, &[]).await;
+    let over = |view: &View| {
+        let told = of_canary(view, "path-released");
+        matches!(&*told, [cause] if cause.ends_with("it no longer claims the path, which users.default owns"))
+    };
+    fixture.until(over).await;
+    assert_eq!(
+        registry.read(|view| of_canary(view, "path-conflict").len()),
+        3
+    );
+}
+
 /// Issue 10, B2: some time after its last instance the claim is deleted, and the oldest other claim owns the path.
 #[tokio::test]
 async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
