@@ -39,6 +39,7 @@ pub fn dump(sources: &Sources, connections: &[ConnectionInfo]) -> Value {
         "xds": xds(sources),
         "routing_table": table(&mesh, &sources.workers.metrics()),
         "instances": instances(sources),
+        "services_file_faults": sources.agent.file_faults(),
         "connections": connections,
     })
 }

@@ -1,13 +1,14 @@
 //! Applies the instances that a file of `--services-dir` names to the agent: new ones join, changed ones are replaced,
 //! missing ones drain. `services_dir` reads the files.
 
-use std::{path::Path, time::Instant};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use tracing::info;
 
 use super::{
     Agent,
     instance_table::{FileUpdateResult, Leaving, Refused},
+    lock,
     validate::Checked,
 };
 
@@ -52,6 +53,25 @@ impl Agent {
     /// The file was deleted: its instances drain.
     pub fn file_gone(&self, file: &Path) -> Vec<Leaving> {
         self.edit(|table| table.file_gone(file, Instant::now()))
+    }
+
+    /// What is wrong with a file, in one sentence; `None`: nothing.
+    pub(super) fn set_file_fault(&self, file: &Path, fault: Option<String>) {
+        let mut faults = lock(&self.inner.file_faults);
+        match fault {
+            Some(fault) => faults.insert(file.to_owned(), fault),
+            None => faults.remove(file),
+        };
+    }
+
+    /// The files with faults, and what is wrong with each.
+    #[must_use]
+    pub fn file_faults(&self) -> BTreeMap<String, String> {
+        let faults = lock(&self.inner.file_faults);
+        let shown = faults.iter();
+        shown
+            .map(|(file, fault)| (file.display().to_string(), fault.clone()))
+            .collect()
     }
 
     /// Whether the agent has instances of this file.

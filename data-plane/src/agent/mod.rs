@@ -31,8 +31,9 @@ pub mod wire;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -85,6 +86,8 @@ struct Inner {
     /// Limits how many instances are queried by reflection at the same time.
     reflection_slots: health::CheckSlots,
     listeners: Listeners,
+    /// What is wrong with files of `--services-dir`: at most as many as it may have.
+    file_faults: Mutex<BTreeMap<PathBuf, String>>,
     /// The process is stopping: from now on its instances belong to its successor.
     stopping: AtomicBool,
     version: watch::Sender<u64>,
@@ -119,6 +122,7 @@ impl Agent {
                     reflect::MAX_CONCURRENT_RETRIES,
                 ),
                 listeners: Listeners::default(),
+                file_faults: Mutex::default(),
                 stopping: AtomicBool::new(false),
                 version: watch::Sender::new(0),
                 verdicts: verdict::VerdictWatch::default(),

@@ -109,6 +109,7 @@ impl ServicesDir {
         for path in gone {
             info!(file = %path.display(), "the file is gone: its instances are drained");
             self.files.remove(&path);
+            self.agent.set_file_fault(&path, None);
             self.remover.of_file(self.agent.file_gone(&path));
         }
         for (path, mark) in listed {
@@ -140,9 +141,11 @@ impl ServicesDir {
                 .as_ref()
                 .is_some_and(|b| b.fault.as_ref() == Some(fault) && b.text == text);
             if !again {
-                self.log_fault(path, fault);
+                error!("{}: {}", path.display(), self.sentence(path, fault));
             }
         }
+        let sentence = fault.as_ref().map(|fault| self.sentence(path, fault));
+        self.agent.set_file_fault(path, sentence);
         let known = Known {
             mark,
             text,
@@ -152,17 +155,16 @@ impl ServicesDir {
         self.files.insert(path.to_owned(), known);
     }
 
-    fn log_fault(&self, path: &Path, fault: &Fault) {
-        let file = path.display();
+    fn sentence(&self, path: &Path, fault: &Fault) -> String {
         match fault {
-            Fault::Mistake(why) => error!("{file}: {why}; {}", self.stays(path)),
+            Fault::Mistake(why) => format!("{why}; {}", self.stays(path)),
             Fault::LeftOut(which) => {
                 let others = if self.agent.has_file(path) {
                     "the other instances are in use"
                 } else {
                     "none of its instances is in use"
                 };
-                error!("{file}: {}; {others}", which.join("; "));
+                format!("{}; {others}", which.join("; "))
             }
         }
     }

@@ -23,13 +23,12 @@ use super::{
 pub struct Violation {
     pub field: String,
     pub description: String,
-    /// Only this instance is left out; other instances of the same file are used. True for an address that is well
-    /// formed but cannot be used.
+    /// Only this instance is left out; other instances of the same file are used. True for an address.
     pub alone: bool,
 }
 
 impl Violation {
-    /// An address that cannot be used, with the reason of whoever refuses it.
+    /// An address that is malformed or cannot be used, with the reason of whoever refuses it.
     pub(super) fn of_address(why: &impl ToString) -> Self {
         Self {
             field: ADDRESS.into(),
@@ -204,7 +203,7 @@ fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> 
             }
         },
     };
-    faults.add("address", why);
+    faults.0.push(Violation::of_address(&why));
     None
 }
 

@@ -103,9 +103,9 @@ impl Stream {
     pub(super) async fn step(&mut self, agent: &Agent) -> Result<(), String> {
         if self.in_flight.is_none() {
             let (version, now, mut gone) = agent.unreported(self.acknowledged);
-            self.rejected.retain(|key, _| now.contains_key(key));
             self.refuse_again(agent, &now);
             let (change, upserted) = self.difference(&now, &mut gone, &agent.claims());
+            self.rejected.retain(|key, _| now.contains_key(key));
             self.sent = now;
             if change.upserted.is_empty() && change.removed.is_empty() {
                 self.acknowledged = version;
@@ -225,8 +225,8 @@ impl Stream {
         }
     }
 
-    /// The change from `sent` to `now`, with the causes of removals and without what the control plane would reject
-    /// again; and the keys that it upserts.
+    /// The change from `sent` to `now`, with the causes of removals and without what the control plane has rejected or
+    /// would reject again; and the keys that it upserts.
     fn difference(
         &self,
         now: &Views,
@@ -255,7 +255,11 @@ impl Stream {
                 change.upserted.push(local);
             }
         }
-        let left = self.sent.keys().filter(|key| !now.contains_key(*key));
+        // The control plane has removed those that it refused, and has told it.
+        let left = self
+            .sent
+            .keys()
+            .filter(|key| !now.contains_key(*key) && !self.rejected.contains_key(*key));
         change.removed = left
             .map(|key| match gone.remove(key) {
                 Some(cause) => key.to_gone(cause_text(cause)),

@@ -83,12 +83,6 @@ fn each_mistake_is_one_line_with_field_and_remedy() {
             "health.interval:",
             "5s",
         ),
-        (
-            "127.0.0.1:21001",
-            "21001",
-            "instances[0].address:",
-            "IP:port",
-        ),
         ("id: e2", "id: e1", "instances[1].id:", "unique"),
         ("weight: 2", "weight: 2000", "instances[1].weight:", "1000"),
         ("service: bench-echo", "", "service", "missing field"),
@@ -351,6 +345,11 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
         ("169.254.1.1:21002", "link-local"),
         ("[fe80::1]:21002", "link-local"),
         ("[::ffff:169.254.1.1]:21002", "link-local"),
+        ("localhost:21002", "names are not resolved"),
+        ("21002", "IP:port"),
+        ("127.0.0.1", "IP:port"),
+        ("127.0.0.1:0", "port 0"),
+        ("", "is missing"),
     ] {
         let parsed = parse(&GOOD.replace("127.0.0.1:21002", address), &own).unwrap();
         assert_eq!(parsed.instances.len(), 1, "{address}");
@@ -370,13 +369,21 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
         "127.0.0.1:15001",
         "[::ffff:127.0.0.1]:15001",
         "127.0.0.3:15008",
+        "localhost:21002",
     ] {
         fs::write(&file, GOOD.replace("127.0.0.1:21002", bad)).unwrap();
         dir.poll();
         assert_eq!(ids(&agent), ["bench-echo/e1"], "{bad}");
+        let faults = agent.file_faults();
+        let fault = &faults[&file.display().to_string()];
+        assert!(
+            fault.starts_with("instances") && fault.ends_with("the other instances are in use"),
+            "{fault}"
+        );
     }
     fs::write(&file, GOOD).unwrap();
     dir.poll();
+    assert!(agent.file_faults().is_empty());
     assert_eq!(ids(&agent), ["bench-echo/e1", "bench-echo/e2"]);
     // The proxy begins to listen on an instance's address after that instance joined.
     agent.add_listener("admin", "127.0.0.1:21001".parse().unwrap());

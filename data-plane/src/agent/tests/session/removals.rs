@@ -182,3 +182,36 @@ async fn a_removal_is_queried_only_once_it_is_durable() {
     .await;
     assert!(!answer.acknowledged && answer.unacknowledged[0].contains("not connected"));
 }
+
+/// The control plane does not have it, and reported an expiry of what never was in use.
+#[tokio::test]
+async fn the_removal_of_a_refused_instance_is_not_reported() {
+    let agent = Agent::new("a");
+    let register = |id: &str, port: u16| {
+        let one = checked(plain(id, port));
+        agent.register(one).unwrap()
+    };
+    let (bad, good) = (register("bad", 1), register("good", 2));
+    let (_, _visits, mut visit) = opened(&agent).await;
+    visit.hello().await;
+    visit
+        .say(control_message::Message::Welcome(Welcome {
+            epoch: 1,
+            rejected: vec![rejection("bad")],
+            ..Welcome::default()
+        }))
+        .await;
+    until(&agent, "it is refused", |views| {
+        let mut all = views.values();
+        all.any(|view| view.health == Health::Unhealthy && view.reason == REFUSED)
+    })
+    .await;
+    let gone = Some(Cause::FileGone("/f.yaml".into()));
+    agent.drain(&bad, gone.clone(), Duration::ZERO).unwrap();
+    agent.deregister(&bad).unwrap();
+    agent.remove_instance(&good, gone).unwrap();
+    let change = next_change(&mut visit).await;
+    let cause = "its services file /f.yaml is gone";
+    assert_eq!(causes(&change.removed), [("good", cause)]);
+    assert!(change.upserted.is_empty(), "{:?}", change.upserted);
+}
