@@ -179,6 +179,27 @@ async fn an_instance_that_left_a_proxy_that_was_stopped_is_not_restored() {
     }
 }
 
+/// Issue 10, D5: an idle proxy exits at once when it is stopped, and hears of no instance that ends later.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_ended_without_a_proxy_is_not_restored() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    let mut process = short_lived(&mesh, &[]).await;
+    reach(&mesh.channel("b"), &["r1"]).await;
+    mesh.stop_proxy("a").await;
+    process.stop_cleanly().await;
+    mesh.start_proxy("a").await;
+    let request = ListInstancesRequest::default();
+    let known = mesh.agent("a").list_instances(request).await.unwrap();
+    assert_eq!(known.into_inner().instances, []);
+    mesh.control_has(&[]).await;
+    let kinds = what_became_of_r1(&mesh).await;
+    let gone = ["instance-joined", "instance-expired"];
+    assert!(
+        gone.starts_with(&kinds.iter().map(String::as_str).collect::<Vec<_>>()),
+        "{kinds:?}"
+    );
+}
+
 /// Issue 10, D5: the end of the old process is the end of its calls, and nothing waits for the stop timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_dies_while_it_drains_is_not_waited_for() {

@@ -25,6 +25,8 @@ pub enum Cause {
     NoBeat(Duration),
     /// It was known when the agent's last process stopped, and did not register again within this time.
     NotBack(Duration),
+    /// It was known when the agent's last process stopped, and no program listened at its address at the next start.
+    EndedBefore,
     /// Its file of `--services-dir` is no longer there.
     FileGone(PathBuf),
     /// Its address is that of one of the proxy's own listeners.
@@ -53,6 +55,9 @@ impl fmt::Display for Cause {
                     f,
                     "it has not come back for {ttl:?} since its proxy started"
                 )
+            }
+            Self::EndedBefore => {
+                f.write_str("nothing listened at its address any more when its proxy started")
             }
             Self::FileGone(file) => write!(f, "its services file {} is gone", file.display()),
             Self::OwnListener(name) => {

@@ -7,14 +7,20 @@ use bytes::Bytes;
 use heddle_proto::control::v1::LocalInstance;
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use prost::Message;
-use tokio::time::sleep;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use super::{
     Agent,
     check_plan::CheckPlan,
+    health,
     instance_table::View,
+    key::InstanceKey,
     left::{self, LeftInstance, SavedLeft},
+    removal_log::Cause,
     schema::Schema,
     validate::{Origin, check},
 };
@@ -26,6 +32,11 @@ const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 /// The least time between two writes. The first change is written at once, so that a kill loses no registration;
 /// changes within this time go into one more write. Each write saves the whole set and syncs the disk.
 const REST: Duration = Duration::from_millis(200);
+/// How long, at the start, all instances of the last run together are looked for. A local address without a program
+/// refuses at once.
+const LOOKED_FOR_WITHIN: Duration = Duration::from_millis(300);
+/// How many at once: each takes a socket.
+const LOOKED_FOR_AT_ONCE: usize = 256;
 /// How often the last process's word about its instances is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -61,6 +72,40 @@ pub struct Restored {
     pub claims: Vec<(String, String)>,
     /// Those that left it. They are not among `instances`, or left later.
     pub left: Vec<LeftInstance>,
+}
+
+impl Restored {
+    /// Moves the instances where no program listens any more to those that left: they ended while this node had no
+    /// proxy that they could have told. One that lives registers again in any case.
+    pub async fn drop_ended(&mut self) {
+        let until = Instant::now() + LOOKED_FOR_WITHIN;
+        let mut ended = BTreeSet::new();
+        for some in self.instances.chunks(LOOKED_FOR_AT_ONCE) {
+            let mut checks = JoinSet::new();
+            for (view, _) in some {
+                let (address, registration) = (view.address, Arc::clone(&view.registration));
+                let within = until.saturating_duration_since(Instant::now());
+                checks.spawn(async move {
+                    (health::refuses(address, within).await).then_some(registration)
+                });
+            }
+            ended.extend(checks.join_all().await.into_iter().flatten());
+        }
+        let (gone, stay) = std::mem::take(&mut self.instances)
+            .into_iter()
+            .partition(|(view, _)| ended.contains(&view.registration));
+        self.instances = stay;
+        let gone: Vec<(View, CheckPlan)> = gone;
+        self.left.extend(gone.into_iter().map(|(view, _)| {
+            let left = LeftInstance {
+                key: InstanceKey::of(&view.instance),
+                registration: view.registration,
+                cause: Some(Cause::EndedBefore),
+            };
+            info!(instance = %left.key, "an instance of the last run: {}", Cause::EndedBefore);
+            left
+        }));
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -138,7 +138,9 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     proxy::plan_listeners(&agent, &options);
     let tasks = Tasks::default();
     if let Some(state) = &state {
-        agent.restore(saved::load(state, &options.node));
+        let mut last = saved::load(state, &options.node);
+        last.drop_ended().await;
+        agent.restore(last);
         let (state, agent) = (state.clone(), agent.clone());
         tasks.restarted("saved-instances", move || {
             until_input_ends(saved::keep(state.clone(), agent.clone()))

@@ -11,7 +11,10 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use tokio::{sync::mpsc, time::timeout};
@@ -164,6 +167,12 @@ impl Agent {
             info!(instance = %joined.key, "checked {health}");
         }
     }
+}
+
+/// Whether it is certain that no program listens at the address.
+pub(super) async fn refuses(address: SocketAddr, within: Duration) -> bool {
+    let connected = connect(address, within).await;
+    connected.is_err_and(|why| why.refused)
 }
 
 fn report(agent: &Agent, joined: &Joined, healthy: bool, reason: &str) {

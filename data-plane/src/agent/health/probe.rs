@@ -227,7 +227,7 @@ async fn check(channel: Channel, service: &str) -> Result<ServingStatus, tonic::
 pub(super) struct ConnectError {
     pub(super) reason: String,
     /// No program listens there.
-    refused: bool,
+    pub(super) refused: bool,
 }
 
 pub(super) async fn connect(address: SocketAddr, within: Duration) -> Result<(), ConnectError> {

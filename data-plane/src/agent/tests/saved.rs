@@ -146,6 +146,32 @@ async fn what_leaves_a_process_that_was_told_to_stop_is_known_to_the_next_one() 
     .await;
 }
 
+/// Issue 10, D5: an instance that ended while its node had no proxy could tell nobody.
+#[tokio::test]
+async fn what_no_longer_listens_is_not_restored() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    let (_listens, lives) = super::listener().await;
+    for (id, address) in [("ended", super::free_address().await), ("lives", lives)] {
+        let one = super::checked(instance("echo", id, &address.to_string()));
+        before.register(one).unwrap();
+    }
+    saved::save(&dir, &before).await;
+    let mut last = saved::load(&dir, "a");
+    last.drop_ended().await;
+    let after = Agent::new("a");
+    after.restore(last);
+    let (_, views, gone) = after.unreported(0);
+    let ids: Vec<_> = views.keys().map(|key| key.id.as_str()).collect();
+    assert_eq!(ids, ["lives"]);
+    let causes: Vec<_> = gone
+        .into_iter()
+        .map(|(key, cause)| (key.id, cause))
+        .collect();
+    assert_eq!(causes, [("ended".to_owned(), Some(Cause::EndedBefore))]);
+}
+
 /// A damaged record is not trusted, and is no reason to lose anything else.
 #[tokio::test]
 async fn a_damaged_record_of_the_last_process_is_ignored() {
