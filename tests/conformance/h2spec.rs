@@ -80,7 +80,7 @@ fn documented(heading: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn judge(listener: &str, report: &Report, output: &str) {
+fn check_report(listener: &str, report: &Report, output: &str) {
     assert_eq!(report.all, CASES, "{output}");
     let differ = documented("h2spec: cases that RFC 9113 decides otherwise");
     let skip = documented("h2spec: cases that it skips");
@@ -142,7 +142,7 @@ async fn the_outbound_listener_conforms() {
     let backend = backend().await;
     let mesh = mesh(&backend).await;
     let (report, output) = h2spec(&mesh, mesh.node("a").outbound).await;
-    judge("outbound", &report, &output);
+    check_report("outbound", &report, &output);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,5 +150,5 @@ async fn the_inbound_listener_conforms() {
     let backend = backend().await;
     let mesh = mesh(&backend).await;
     let (report, output) = h2spec(&mesh, mesh.node("a").inbound).await;
-    judge("inbound", &report, &output);
+    check_report("inbound", &report, &output);
 }

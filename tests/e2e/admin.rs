@@ -39,19 +39,31 @@ async fn a_proxy_counts_its_calls_and_shows_what_it_holds() {
 
     let (status, text) = get(admin, "/config").await.unwrap();
     assert_eq!(status, 200);
-    let _: Value = serde_json::from_str(&text).unwrap();
+    let config: Value = serde_json::from_str(&text).unwrap();
+    let options = config["options"].as_object().expect("options by name");
+    assert!(options.contains_key("outbound"), "{text}");
+    assert!(
+        !options.contains_key("gateway"),
+        "it has no effect yet: {text}"
+    );
     let inbound_of_b = mesh.node("b").inbound.to_string();
     for part in ["heddle-echo.default", "e1", &inbound_of_b] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert_eq!(get(admin, "/nothing").await.unwrap().0, 404);
 
-    for path in ["/healthz", "/readyz", "/metrics"] {
-        assert_eq!(
-            get(mesh.http, path).await.unwrap().0,
-            200,
-            "{path} of the control plane"
-        );
+    for path in ["/healthz", "/readyz"] {
+        let (status, _) = get(mesh.http, path).await.unwrap();
+        assert_eq!(status, 200, "{path} of the control plane");
+    }
+    for listener in [admin, mesh.http] {
+        let (status, text) = get(listener, "/metrics").await.unwrap();
+        assert_eq!(status, 200);
+        let helps: Vec<_> = text.lines().filter(|it| it.starts_with("# HELP")).collect();
+        assert!(!helps.is_empty());
+        for help in helps {
+            assert!(help.ends_with('.'), "no full stop: {help}");
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use heddle_tests::mesh::Mesh;
 use heddle_tests::wait::{seen, until};
 use tonic::Code;
 
-/// Calls would go round between the proxies for ever.
+/// Calls would go round between the proxies endlessly.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_of_a_proxy_is_no_instance_of_its_own_node_or_of_another() {
     let mut mesh = Mesh::builder().nodes(2).start().await;
@@ -92,7 +92,7 @@ async fn a_listener_of_a_proxy_is_no_instance_of_its_own_node_or_of_another() {
     reach(&mesh.channel("a"), &["e1", "e2"]).await;
 }
 
-/// The highest epoch would have locked out the node's own process for ever.
+/// The highest epoch would have locked out the node's own process indefinitely.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_made_up_epoch_does_not_take_a_node_from_its_proxy() {
     let mut mesh = Mesh::builder().start().await;

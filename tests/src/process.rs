@@ -208,7 +208,7 @@ impl Process {
                 .ok_or_else(|| format!("it runs; its output:\n{}", self.output()))
         })
         .await;
-        // Its own output arrives soon, on a busy machine too; a grandchild may keep the pipes open for ever.
+        // Its own output arrives soon, on a busy machine too; a grandchild may keep the pipes open indefinitely.
         for _ in 0..400 {
             if self.output.lock().unwrap().open == 0 {
                 break;

@@ -147,18 +147,18 @@ struct ViewOptions {
     output: Format,
 }
 
-/// Connects, asks, prints. [`Exit::Yes`] if that succeeds.
+/// Connects, sends the query, prints the answer. [`Exit::Yes`] if that succeeds.
 fn show<A: Serialize + Tabular>(
     options: &ViewOptions,
-    ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
+    query: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
 ) -> ExitCode {
-    judge(options, ask, |_| Exit::Yes)
+    show_with_exit(options, query, |_| Exit::Yes)
 }
 
-/// Connects, asks, prints, and derives the exit code from the answer.
-fn judge<A: Serialize + Tabular>(
+/// Connects, sends the query, prints the answer, and derives the exit code from the answer.
+fn show_with_exit<A: Serialize + Tabular>(
     options: &ViewOptions,
-    ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
+    query: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
     exit: impl FnOnce(&A) -> Exit,
 ) -> ExitCode {
     let runtime = match runtime() {
@@ -167,7 +167,7 @@ fn judge<A: Serialize + Tabular>(
     };
     let answer = runtime.block_on(async {
         let control = Control::connect(&options.control).await?;
-        ask(&control).await
+        query(&control).await
     });
     let answer = match answer {
         Ok(answer) => answer,

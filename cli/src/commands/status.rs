@@ -8,7 +8,7 @@ use heddle_proto::{
 };
 use serde::Serialize;
 
-use super::{ViewOptions, judge};
+use super::{ViewOptions, show_with_exit};
 use crate::{
     client::Control,
     exit::{Exit, HELP},
@@ -28,16 +28,18 @@ struct Options {
 pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let options: Options = heddle_options::parse("HEDDLE_STATUS", args);
     heddle_options::init_logging("warn");
-    let ask = async |control: &Control| {
+    let query = async |control: &Control| {
         let mut mesh = control.mesh.clone();
         control
             .answer(mesh.get_mesh(GetMeshRequest {}))
             .await
             .map(Answer::from)
     };
-    judge(&options.view, ask, |answer| match answer.verdict.as_str() {
-        "FAILING" => Exit::No,
-        _ => Exit::Yes,
+    show_with_exit(&options.view, query, |answer| {
+        match answer.verdict.as_str() {
+            "FAILING" => Exit::No,
+            _ => Exit::Yes,
+        }
     })
 }
 

@@ -134,8 +134,11 @@ impl Running {
         self.start_instances(options, &addresses.nodes).await?;
         self.first_calls(&addresses.nodes).await?;
         heddle_options::ready(&report::ready(&addresses));
-        self.reporter
-            .print_line(&report::guide(&addresses, options.instances, &own_name()));
+        self.reporter.print_line(&report::instructions(
+            &addresses,
+            options.instances,
+            &own_name(),
+        ));
         self.keep_calling(options, &addresses.nodes).await
     }
 
@@ -254,7 +257,7 @@ impl Running {
         ticks.tick().await;
         loop {
             tokio::select! {
-                event = self.events.recv() => self.react(event)?,
+                event = self.events.recv() => self.handle_event(event)?,
                 Some(failure) = traffic.failures.recv() => self.reporter.failure(&failure),
                 _ = ticks.tick(), if options.rate > 0 => self.reporter.tally(&traffic.counts()),
             }
@@ -280,12 +283,12 @@ impl Running {
         loop {
             tokio::select! {
                 done = &mut what => return Ok(done),
-                event = self.events.recv() => self.react(event)?,
+                event = self.events.recv() => self.handle_event(event)?,
             }
         }
     }
 
-    fn react(&mut self, event: Option<Event>) -> Result<(), String> {
+    fn handle_event(&mut self, event: Option<Event>) -> Result<(), String> {
         match event {
             Some(Event::Line { part, line }) if self.verbose => {
                 self.reporter.print_line(&format!("{part}: {line}"));
@@ -343,7 +346,7 @@ impl Running {
                 () = &mut all => return,
                 () = &mut hurry, if !self.environment.hurry.is_cancelled() => self.environment.hurry.cancel(),
                 event = self.events.recv() => {
-                    let _ = self.react(event);
+                    let _ = self.handle_event(event);
                 }
             }
         }

@@ -137,7 +137,7 @@ pub(super) fn tally(counts: &Counts) -> String {
 }
 
 /// The addresses, and what to try. `heddle` is the name with which this program was called.
-pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> String {
+pub(super) fn instructions(addresses: &Addresses, instances: u32, heddle: &str) -> String {
     let Addresses {
         control,
         http,

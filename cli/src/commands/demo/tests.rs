@@ -136,7 +136,7 @@ fn a_failure_shows_the_proxys_reason() {
 }
 
 #[test]
-fn the_guide_has_lines_that_work_for_every_node() {
+fn the_instructions_have_lines_that_work_for_every_node() {
     let node = |name: &str, port: u16| NodeAddresses {
         name: name.into(),
         outbound: at(port),
@@ -149,7 +149,7 @@ fn the_guide_has_lines_that_work_for_every_node() {
         http: at(4001),
         nodes: vec![node("node-a", 5000), node("node-b", 6000)],
     };
-    let guide = report::guide(&addresses, 2, "heddle");
+    let instructions = report::instructions(&addresses, 2, "heddle");
     for part in [
         "grpcurl -plaintext 127.0.0.1:5000 list",
         "grpcurl -plaintext -d '{\"payload\":\"aGVsbG8=\"}' 127.0.0.1:6000 heddle.echo.v1.Echo/Unary",
@@ -157,7 +157,10 @@ fn the_guide_has_lines_that_work_for_every_node() {
         "heddle status --control http://127.0.0.1:4000",
         "--agent http://127.0.0.1:5001 --outbound http://127.0.0.1:5000",
     ] {
-        assert!(guide.contains(part), "{part} is missing in {guide}");
+        assert!(
+            instructions.contains(part),
+            "{part} is missing in {instructions}"
+        );
     }
     let ready = Ready::read(&report::ready(&addresses)).unwrap();
     assert_eq!(ready.address("grpc"), Some(at(4000)));

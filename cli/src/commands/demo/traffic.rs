@@ -61,7 +61,7 @@ impl Traffic {
                 counts: counts.clone(),
                 failures: sender.clone(),
             };
-            callers.spawn(caller.call_for_ever(Duration::from_secs(1) / per_second));
+            callers.spawn(caller.call_repeatedly(Duration::from_secs(1) / per_second));
         }
         Ok(Self {
             counts,
@@ -142,7 +142,7 @@ struct Caller {
 }
 
 impl Caller {
-    async fn call_for_ever(self, pause: Duration) {
+    async fn call_repeatedly(self, pause: Duration) {
         let slots = Arc::new(Semaphore::new(IN_FLIGHT));
         let mut ticks = interval(pause);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);

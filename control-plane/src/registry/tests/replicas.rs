@@ -290,7 +290,7 @@ async fn a_suspects_time_runs_on_under_the_next_leader() {
 }
 
 #[tokio::test]
-async fn two_that_live_under_one_name_and_address_do_not_take_it_from_each_other_for_ever() {
+async fn two_that_live_under_one_name_and_address_do_not_take_it_from_each_other_indefinitely() {
     let mesh = Replicas::new();
     let (first, _) = mesh.join("c1", SHORT).await;
     let (second, _) = mesh.join("c1", SHORT).await;

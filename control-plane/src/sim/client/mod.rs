@@ -144,11 +144,11 @@ impl Client {
         tokio::select! {
             biased;
             () = life.cancelled() => {}
-            () = self.connect_for_ever() => {}
+            () = self.keep_connected() => {}
         }
     }
 
-    async fn connect_for_ever(&mut self) {
+    async fn keep_connected(&mut self) {
         let replicas = self.simulation.profile.replicas;
         let mut reconnect = Reconnect::new(replicas, &mut self.random);
         loop {

@@ -136,7 +136,7 @@ pub struct PassiveHealth {
 
 /// How many of `usable` instances of a service may be ejected at once: at least half of them stay in.
 #[must_use]
-pub fn most_out(usable: usize) -> usize {
+pub fn max_ejected(usable: usize) -> usize {
     usable / 2
 }
 
@@ -188,7 +188,7 @@ impl PassiveHealth {
         }
         let full = record.run >= UNANSWERED_RUN;
         let out = self.out.get(service).map_or(0, Vec::len);
-        if !full || out >= most_out(usable) {
+        if !full || out >= max_ejected(usable) {
             return None;
         }
         record.times = record.times_after_decay(now);
@@ -246,7 +246,7 @@ impl PassiveHealth {
             let all: Vec<u64> = usable(service).into_iter().collect();
             let gone = out.extract_if(.., |uid| !all.contains(uid));
             returned.extend(gone);
-            let over = out.len().saturating_sub(most_out(all.len()));
+            let over = out.len().saturating_sub(max_ejected(all.len()));
             returned.extend(out.drain(..over));
             !out.is_empty()
         });

@@ -266,7 +266,7 @@ proptest! {
                 _ => drop(bench.deadline(uid)),
             }
             let out: BTreeSet<u64> = bench.health.ejected().map(|(_, uid)| uid).collect();
-            prop_assert!(out.len() <= most_out(usable));
+            prop_assert!(out.len() <= max_ejected(usable));
             let later = bench.now + LONGEST_EJECTION * 2;
             for uid in 1..=usable as u64 {
                 let availability = bench.health.availability(uid, bench.now);
