@@ -49,6 +49,8 @@ pub(crate) struct Conn {
     write_error: Option<String>,
     /// The socket takes no more until it becomes writable.
     pub(super) blocked: bool,
+    /// The transport has to write before it can read on: it is read when the socket becomes writable.
+    reads_when_writable: bool,
     ending: Ending,
     pub(super) timer: Option<(Instant, TimerId)>,
     pub(super) last_read: Instant,
@@ -123,7 +125,7 @@ pub(crate) enum Due {
 impl Conn {
     pub(super) fn new(transport: Transport, h2: Connection, side: Side, now: Instant) -> Self {
         let handshake = match side {
-            Side::Accepted(_) => Handshake::Done,
+            Side::Accepted(_) => transport.accepted_state(),
             Side::Opened(_) => Handshake::Pending,
         };
         Self {
@@ -137,6 +139,7 @@ impl Conn {
             input_ends: false,
             write_error: None,
             blocked: false,
+            reads_when_writable: false,
             ending: Ending::No,
             timer: None,
             last_read: now,
@@ -219,9 +222,10 @@ impl Conn {
         Ok(self.handshake == Handshake::Done)
     }
 
-    /// The socket has room again.
-    pub(crate) fn on_writable(&mut self) {
+    /// The socket has room again. True if reading waited for that.
+    pub(crate) fn on_writable(&mut self) -> bool {
         self.blocked = false;
+        std::mem::take(&mut self.reads_when_writable)
     }
 
     /// The peer has closed its half, or the socket failed.
@@ -239,6 +243,10 @@ impl Conn {
                 Input::Bytes { len, more }
             }
             Ok(ReadOutcome::Blocked) if self.write_error.is_none() => Input::Blocked,
+            Ok(ReadOutcome::WantsWrite) if self.write_error.is_none() => {
+                self.reads_when_writable = true;
+                Input::Blocked
+            }
             end => {
                 let why = self.write_error.take();
                 Input::Closed(why.unwrap_or_else(|| match end {
@@ -289,7 +297,7 @@ impl Conn {
                 return OutputState::Done;
             }
             let output = self.h2.output();
-            if output.is_empty() {
+            if output.is_empty() && !self.transport.has_unsent() {
                 if let Ending::Flush(until) = self.ending {
                     self.ending = Ending::Wait(until);
                     self.transport.shutdown_write();

@@ -9,6 +9,8 @@ mod connections;
 mod idlest;
 mod keepalive;
 mod opened;
+#[cfg(test)]
+pub(crate) mod scripted;
 mod sniff;
 mod streams;
 mod transport;

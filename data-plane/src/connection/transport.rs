@@ -1,6 +1,7 @@
 //! The bytes of one connection. All non-blocking reads and writes are made here and return what they did, so that
-//! another transport can be added as a variant. One like TLS has a handshake before the first byte, and a short read of
-//! it does not mean that nothing is left. Protocols do not belong here.
+//! another transport can be added as a variant. One like TLS has a handshake before the first byte, accepted or opened;
+//! a short read of it does not mean that nothing is left; a read may have to write first; and what it was given to write
+//! may not all be in the socket yet. `scripted` has these properties, for tests. Protocols do not belong here.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -11,6 +12,8 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{SockRef, TcpKeepalive};
 
+#[cfg(test)]
+use super::scripted::Scripted;
 use crate::caller::Peer;
 
 /// TCP keep-alive: the kernel probes a silent peer after this time, at this interval, this many times.
@@ -23,6 +26,8 @@ const KEEPALIVE_PROBES: u32 = 3;
 pub(crate) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
+    #[cfg(test)]
+    Scripted(Scripted),
 }
 
 /// Whether a transport can carry the protocol's bytes.
@@ -43,6 +48,10 @@ pub(crate) enum ReadOutcome {
     },
     /// Nothing can be read before the next event.
     Blocked,
+    /// The transport has to write before it can read on, and the socket is full: nothing can be read before it is
+    /// writable. Plain sockets never need this.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for TLS"))]
+    WantsWrite,
     /// The peer has closed its half.
     End,
 }
@@ -56,11 +65,23 @@ pub(crate) struct WriteOutcome {
 }
 
 impl Transport {
-    /// Continues what precedes the protocol's first byte.
+    /// The state of a socket that was just accepted: its connection exists, but the transport may have a handshake of its
+    /// own.
+    pub(crate) fn accepted_state(&self) -> Handshake {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Handshake::Done,
+            #[cfg(test)]
+            Self::Scripted(_) => Handshake::Pending,
+        }
+    }
+
+    /// Continues what precedes the protocol's first byte, until it is done or waits for an event.
     pub(crate) fn handshake(&mut self) -> io::Result<Handshake> {
         let (error, peer) = match self {
             Self::Tcp(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
             Self::Unix(socket) => (socket.take_error()?, Ok(())),
+            #[cfg(test)]
+            Self::Scripted(scripted) => return scripted.handshake(),
         };
         match (error, peer) {
             (Some(error), _) => Err(error),
@@ -77,6 +98,8 @@ impl Transport {
             let read = match self {
                 Self::Tcp(socket) => socket.read(buffer),
                 Self::Unix(socket) => socket.read(buffer),
+                #[cfg(test)]
+                Self::Scripted(scripted) => return scripted.read(buffer),
             };
             return match read {
                 Ok(0) => Ok(ReadOutcome::End),
@@ -97,6 +120,8 @@ impl Transport {
             let written = match self {
                 Self::Tcp(socket) => socket.write(bytes),
                 Self::Unix(socket) => socket.write(bytes),
+                #[cfg(test)]
+                Self::Scripted(scripted) => return scripted.write(bytes),
             };
             return match written {
                 // A short write means that a plain socket's buffer is full.
@@ -114,11 +139,24 @@ impl Transport {
         }
     }
 
+    /// Whether something that was written is not in the socket yet: to be written on when the socket is writable, with
+    /// no further bytes if there are none.
+    #[inline]
+    pub(crate) fn has_unsent(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.has_unsent(),
+        }
+    }
+
     /// Closes our half; the peer's bytes can still be read.
     pub(crate) fn shutdown_write(&mut self) {
         let _ = match self {
             Self::Tcp(socket) => socket.shutdown(Shutdown::Write),
             Self::Unix(socket) => socket.shutdown(Shutdown::Write),
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.socket().shutdown(Shutdown::Write),
         };
     }
 
@@ -148,6 +186,8 @@ impl Transport {
         match self {
             Self::Tcp(socket) => socket.peer_addr().map_or(Peer::Unknown, Peer::Tcp),
             Self::Unix(_) => Peer::Unix,
+            #[cfg(test)]
+            Self::Scripted(_) => Peer::Unix,
         }
     }
 
@@ -155,6 +195,8 @@ impl Transport {
         match self {
             Self::Tcp(socket) => socket,
             Self::Unix(socket) => socket,
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.socket(),
         }
     }
 }

@@ -83,6 +83,8 @@ impl Worker {
         let command = match transport {
             Transport::Tcp(socket) => Command::AcceptedTcp(role, socket.into()),
             Transport::Unix(socket) => Command::AcceptedUnix(role, socket.into()),
+            #[cfg(test)]
+            Transport::Scripted(_) => return self.take(role, transport),
         };
         let Some(peer) = self.shared.peers.get(other) else {
             return;

@@ -66,7 +66,7 @@ impl Exchange {
     }
 
     /// Makes a call wait for the endpoints of a service.
-    pub(in crate::exchange) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
+    pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
         let requested = self.request_endpoints(service);
         self.await_endpoints(key, service, requested);
     }

@@ -16,7 +16,7 @@ use crate::upstream::pool::Pool;
 
 impl Exchange {
     /// Makes a call wait for a stream of the pool, or refuses it if too many wait.
-    pub(in crate::exchange) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
+    pub(super) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };

@@ -262,7 +262,7 @@ impl Exchange {
 }
 
 /// Ends the attempt on the call's endpoint; the next one prefers another endpoint.
-pub(in crate::exchange) fn leave_endpoint(call: &mut Call) {
+fn leave_endpoint(call: &mut Call) {
     call.back_off();
     if let Some(failed) = call.upstream.leave_endpoint() {
         call.history.note_tried(failed);

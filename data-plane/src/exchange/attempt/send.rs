@@ -117,7 +117,7 @@ impl Exchange {
         self.enqueue(key, pool);
     }
 
-    pub(in crate::exchange) fn is_link(&self, conn: ConnKey) -> bool {
+    fn is_link(&self, conn: ConnKey) -> bool {
         self.conns.get(conn).is_some_and(Conn::is_link)
     }
 

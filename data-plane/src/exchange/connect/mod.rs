@@ -12,26 +12,19 @@ use crate::keys::ConnKey;
 use crate::observe::Counter;
 
 impl Exchange {
-    /// The socket is readable or writable while it is being connected.
-    pub(in crate::exchange) fn on_connecting(&mut self, key: ConnKey) {
+    /// A dialled connection can carry bytes now: the server's settings are due.
+    pub(in crate::exchange) fn on_connected(&mut self, key: ConnKey) {
         let until = self.pools.ready_by(self.now);
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        match conn.advance_handshake() {
-            Ok(true) => {
-                if let Some(opened) = conn.opened_mut() {
-                    opened.await_settings(until);
-                }
-                self.mark_dirty(key);
-            }
-            Ok(false) => {}
-            Err(error) => self.open_failed(
-                key,
-                &error.to_string(),
-                error.kind() == io::ErrorKind::ConnectionRefused,
-            ),
+        let opened = self.conns.get_mut(key).and_then(Conn::opened_mut);
+        if let Some(opened) = opened {
+            opened.await_settings(until);
         }
+    }
+
+    /// A dialled connection could not be made.
+    pub(in crate::exchange) fn on_connect_error(&mut self, key: ConnKey, error: &io::Error) {
+        let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+        self.open_failed(key, &error.to_string(), refused);
     }
 
     /// The server's settings have arrived: a link sends its Hello, other connections are ready.

@@ -7,7 +7,7 @@ mod hello;
 mod server;
 mod timers;
 
-use crate::connection::{Conn, Input, Sniff};
+use crate::connection::{Input, Sniff};
 use crate::exchange::owner::Exchange;
 use crate::keys::ConnKey;
 use crate::observe::Counter;
@@ -18,7 +18,9 @@ const READS_PER_TURN: usize = 4;
 impl Exchange {
     /// Reads a connection, whose handshake may have finished just now.
     pub(in crate::exchange) fn read(&mut self, key: ConnKey, buffer: &mut [u8]) {
-        self.advance_handshake(key);
+        if !self.advance_handshake(key) {
+            return;
+        }
         for round in 0.. {
             if round == READS_PER_TURN {
                 self.conns.mark_to_read(key);
@@ -43,11 +45,37 @@ impl Exchange {
         }
     }
 
-    pub(in crate::exchange) fn advance_handshake(&mut self, key: ConnKey) {
-        let conn = self.conns.get(key);
-        if conn.is_some_and(Conn::is_handshaking) {
-            self.on_connecting(key);
+    /// Continues the handshake of a connection's transport, accepted or dialled. True once it is done, so that the
+    /// connection carries the bytes of its protocol.
+    pub(in crate::exchange) fn advance_handshake(&mut self, key: ConnKey) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return false;
+        };
+        !conn.is_handshaking() || self.on_handshake_event(key)
+    }
+
+    #[cold]
+    fn on_handshake_event(&mut self, key: ConnKey) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return false;
+        };
+        match (conn.advance_handshake(), conn.is_accepted()) {
+            (Ok(false), _) => return false,
+            (Ok(true), true) => self.mark_dirty(key),
+            (Ok(true), false) => {
+                self.on_connected(key);
+                self.mark_dirty(key);
+            }
+            (Err(error), true) => {
+                self.lose(key, &error.to_string());
+                return false;
+            }
+            (Err(error), false) => {
+                self.on_connect_error(key, &error);
+                return false;
+            }
         }
+        true
     }
 
     /// Feeds bytes to the HTTP/2 state machine and dispatches its events.

@@ -1,6 +1,7 @@
 //! Tests of an exchange without an event loop.
 
 mod callers;
+mod handshakes;
 pub(super) mod memory_caller;
 
 use std::os::unix::net::UnixStream;

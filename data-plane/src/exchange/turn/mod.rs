@@ -44,22 +44,30 @@ impl Exchange {
 
     /// The kernel reports an event of a connection's socket.
     pub(crate) fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event, buffer: &mut [u8]) {
+        let mut to_read = event.is_readable() || event.is_read_closed() || event.is_error();
         if event.is_writable() {
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.on_writable();
-            }
-            self.mark_dirty(key);
+            to_read |= self.on_writable(key);
         }
         if (event.is_read_closed() || event.is_error())
             && let Some(conn) = self.conns.get_mut(key)
         {
             conn.on_input_end();
         }
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
+        if to_read {
             self.guard(key, |exchange| exchange.read(key, buffer));
         } else {
-            self.guard(key, |exchange| exchange.advance_handshake(key));
+            self.guard(key, |exchange| {
+                exchange.advance_handshake(key);
+            });
         }
+    }
+
+    /// The socket has room again. True if the connection has to be read: its transport waited for that.
+    pub(super) fn on_writable(&mut self, key: ConnKey) -> bool {
+        let conn = self.conns.get_mut(key);
+        let to_read = conn.is_some_and(Conn::on_writable);
+        self.mark_dirty(key);
+        to_read
     }
 
     pub(crate) fn set_timer(&mut self, at: Instant, timer: Timer) {
