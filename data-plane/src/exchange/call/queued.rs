@@ -15,6 +15,7 @@ pub(super) struct Queued {
 }
 
 impl Queued {
+    #[inline]
     pub(super) fn new(now: Instant) -> Self {
         Self {
             bytes: 0,
@@ -23,15 +24,18 @@ impl Queued {
         }
     }
 
+    #[inline]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
     /// More bytes are queued. That says nothing about the receiver.
+    #[inline]
     pub(super) fn add(&mut self, bytes: usize, now: Instant) {
         if self.bytes == 0 {
             (self.since, self.taken) = (now, 0);
@@ -40,6 +44,7 @@ impl Queued {
     }
 
     /// The receiver took this many bytes.
+    #[inline]
     pub(super) fn take(&mut self, bytes: usize, now: Instant) {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.taken += bytes;
@@ -49,6 +54,7 @@ impl Queued {
     }
 
     /// All queued bytes were discarded.
+    #[inline]
     pub(super) fn clear(&mut self) {
         self.bytes = 0;
     }

@@ -13,6 +13,7 @@ const KEEP_CAPACITY: usize = 16 * 1024;
 
 impl Replay {
     /// Keeps `data` if it fits within `bound`; false if the body is too large.
+    #[inline]
     pub(super) fn push(&mut self, data: &[u8], bound: usize) -> bool {
         if self.incomplete {
             return false;
@@ -31,16 +32,19 @@ impl Replay {
     }
 
     /// The body so far; meaningless if it is incomplete.
+    #[inline]
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Bytes in memory.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// Whether parts of the body are missing here.
+    #[inline]
     pub(super) fn is_incomplete(&self) -> bool {
         self.incomplete
     }

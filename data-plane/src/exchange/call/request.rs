@@ -20,6 +20,7 @@ pub(in crate::exchange) struct Request {
 }
 
 impl Request {
+    #[inline]
     pub(super) fn new(fields: Fields, replay: Replay, grpc: bool, ended: bool) -> Self {
         Self {
             fields,
@@ -33,6 +34,7 @@ impl Request {
     }
 
     /// The buffers of an ended call.
+    #[inline]
     pub(super) fn take_buffers(&mut self) -> (Fields, Replay) {
         let fields = std::mem::take(&mut self.fields);
         (fields, std::mem::take(&mut self.replay))

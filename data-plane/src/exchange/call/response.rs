@@ -33,6 +33,7 @@ pub(in crate::exchange) struct Response {
 }
 
 impl Response {
+    #[inline]
     pub(super) fn new(now: Instant) -> Self {
         Self {
             progress: ResponseProgress::Nothing,

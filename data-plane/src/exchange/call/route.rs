@@ -16,6 +16,7 @@ pub(in crate::exchange) struct CallRoute {
 }
 
 impl CallRoute {
+    #[inline]
     pub(super) fn new(policy: CallPolicy) -> Self {
         Self {
             service: None,

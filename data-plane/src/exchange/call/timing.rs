@@ -15,6 +15,7 @@ pub(in crate::exchange) struct Timing {
 }
 
 impl Timing {
+    #[inline]
     pub(super) fn new(now: Instant) -> Self {
         Self {
             started: now,

@@ -38,6 +38,7 @@ pub(in crate::exchange) struct Upstream {
 }
 
 impl Upstream {
+    #[inline]
     pub(super) fn new(now: Instant) -> Self {
         Self {
             endpoint: None,

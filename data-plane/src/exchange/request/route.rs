@@ -91,13 +91,15 @@ fn route_outbound<'t>(
     headers::normalize_authority(request);
     // An older table may have set a service for which the call waited.
     call.route.clear();
-    if call.request.authority().is_some_and(is_socket_path)
-        && matches!(decide(call, caller, table, policy), Decision::NoRoute)
+    let mut decision = decide(call, caller, table, policy);
+    if matches!(decision, Decision::NoRoute) && call.request.authority().is_some_and(is_socket_path)
     {
         // Servers that parse the authority strictly (the http crate) would refuse it as sent.
-        call.request.fields_mut().set(b":authority", b"localhost");
+        let request = call.request.fields_mut();
+        request.set(b":authority", b"localhost");
+        decision = decide(call, caller, table, policy);
     }
-    match decide(call, caller, table, policy) {
+    match decision {
         Decision::Route(route) if route.service.protocol == Protocol::Grpc => {
             let next = match route.service.endpoints_known {
                 true => Next::Attempt,
