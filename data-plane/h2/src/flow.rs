@@ -53,8 +53,8 @@ pub(crate) struct RecvWindow {
     /// What the peer may still send. Negative after we lowered the initial window.
     left: i32,
     /// Received and not released.
-    held: u32,
-    /// `left` plus `held` at the last WINDOW_UPDATE.
+    unreleased: u32,
+    /// `left` plus `unreleased` at the last WINDOW_UPDATE.
     top: u32,
     /// Released since then.
     released: u32,
@@ -64,7 +64,7 @@ impl RecvWindow {
     pub(crate) fn new(bytes: u32) -> Self {
         Self {
             left: i32::try_from(bytes).unwrap_or(i32::MAX),
-            held: 0,
+            unreleased: 0,
             top: bytes,
             released: 0,
         }
@@ -79,7 +79,7 @@ impl RecvWindow {
             Ok(0) => {}
             _ => return false,
         }
-        self.held += bytes;
+        self.unreleased += bytes;
         true
     }
 
@@ -87,13 +87,15 @@ impl RecvWindow {
     /// brings the window to `target`.
     #[inline]
     pub(crate) fn release(&mut self, bytes: usize, target: u32) -> Option<u32> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.held);
-        self.held -= bytes;
+        let bytes = u32::try_from(bytes)
+            .unwrap_or(u32::MAX)
+            .min(self.unreleased);
+        self.unreleased -= bytes;
         self.released = self.released.saturating_add(bytes);
         if self.released < self.top / 2 {
             return None;
         }
-        let room = i64::from(target) - i64::from(self.held) - i64::from(self.left);
+        let room = i64::from(target) - i64::from(self.unreleased) - i64::from(self.left);
         let increment = u32::try_from(room.min(i64::from(MAX_31))).ok()?;
         if increment == 0 {
             return None;
@@ -118,8 +120,8 @@ impl RecvWindow {
     }
 
     #[cfg(test)]
-    pub(crate) fn held(&self) -> u32 {
-        self.held
+    pub(crate) fn unreleased(&self) -> u32 {
+        self.unreleased
     }
 }
 

@@ -98,10 +98,12 @@ impl FieldClass {
     #[cold]
     fn fault(self) -> Malformed {
         Malformed(match self {
-            Self::BadName => "field name is empty or holds a byte that it may not",
+            Self::BadName => "field name is empty or contains a byte that it may not",
             Self::BadTe => "te is not trailers",
             Self::ConnectionSpecific => "connection-specific field",
-            Self::BadValue => "field value holds NUL, CR or LF, or starts or ends with white space",
+            Self::BadValue => {
+                "field value contains NUL, CR or LF, or starts or ends with white space"
+            }
             _ => {
                 "pseudo-header field that comes late, is unknown, has an invalid value or belongs \
                  to another kind of header list"
@@ -323,7 +325,7 @@ const fn is_scheme(scheme: &[u8]) -> bool {
 }
 
 /// No NUL, CR or LF, no white space at the edges (§8.2.1). Eight bytes at a time: nearly no value
-/// holds a byte below 0x20 at all.
+/// contains a byte below 0x20 at all.
 #[inline]
 const fn is_value(value: &[u8]) -> bool {
     if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value {

@@ -96,10 +96,10 @@ impl Streams {
     pub(crate) fn insert(&mut self, stream: Stream) {
         let id = stream.id;
         let slot = match self.slots.get_mut(self.free as usize) {
-            Some(place) => {
+            Some(entry) => {
                 let slot = self.free;
-                self.free = place.next;
-                *place = stream;
+                self.free = entry.next;
+                *entry = stream;
                 slot
             }
             None => {
@@ -117,16 +117,16 @@ impl Streams {
         let slot = self.index.remove(id)?;
         self.remove_ready(slot);
         self.ended.push(id, how);
-        let place = self.slots.get_mut(slot as usize)?;
-        let completed = place.is_over();
-        place.id = 0;
-        place.next = self.free;
+        let entry = self.slots.get_mut(slot as usize)?;
+        let completed = entry.is_over();
+        entry.id = 0;
+        entry.next = self.free;
         self.free = slot;
         self.live -= 1;
         Some(Removed {
-            token: place.token,
+            token: entry.token,
             completed,
-            pending: place.pending.take(),
+            pending: entry.pending.take(),
         })
     }
 
@@ -151,7 +151,7 @@ impl Streams {
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.slots.capacity() * size_of::<Stream>()
-            + self.index.places.capacity() * size_of::<(u32, Slot)>()
+            + self.index.buckets.capacity() * size_of::<(u32, Slot)>()
             + self.ended.ids.capacity() * size_of::<u32>()
     }
 
@@ -315,7 +315,7 @@ impl Ended {
 /// of live streams are close together, so most are found at the first probe.
 #[derive(Debug, Default)]
 struct Index {
-    places: Vec<(u32, Slot)>,
+    buckets: Vec<(u32, Slot)>,
     used: usize,
 }
 
@@ -323,30 +323,30 @@ impl Index {
     #[inline]
     fn home(&self, id: u32) -> usize {
         // Odd ids only: the lowest bit says nothing. The multiplication keeps a peer from choosing
-        // ids that all fall on one place by taking every n-th.
+        // ids that all fall on one bucket by taking every n-th.
         let mixed = (id >> 1).wrapping_mul(0x9e37_79b1);
-        (mixed.rotate_left(16) as usize) & self.places.len().wrapping_sub(1)
+        (mixed.rotate_left(16) as usize) & self.buckets.len().wrapping_sub(1)
     }
 
     #[inline]
     fn find(&self, id: u32) -> Option<Slot> {
-        if self.places.is_empty() {
+        if self.buckets.is_empty() {
             return None;
         }
         let mut at = self.home(id);
         loop {
-            match *self.places.get(at)? {
+            match *self.buckets.get(at)? {
                 (0, _) => return None,
                 (found, slot) if found == id => return Some(slot),
-                _ => at = (at + 1) & (self.places.len() - 1),
+                _ => at = (at + 1) & (self.buckets.len() - 1),
             }
         }
     }
 
     fn insert(&mut self, id: u32, slot: Slot) {
-        if (self.used + 1) * 2 > self.places.len() {
-            let larger = (self.places.len() * 2).max(2 * IDLE_SLOTS);
-            let old = std::mem::replace(&mut self.places, vec![(0, 0); larger]);
+        if (self.used + 1) * 2 > self.buckets.len() {
+            let larger = (self.buckets.len() * 2).max(2 * IDLE_SLOTS);
+            let old = std::mem::replace(&mut self.buckets, vec![(0, 0); larger]);
             for (id, slot) in old.into_iter().filter(|(id, _)| *id != 0) {
                 self.put(id, slot);
             }
@@ -357,10 +357,10 @@ impl Index {
 
     fn put(&mut self, id: u32, slot: Slot) {
         let mut at = self.home(id);
-        let mask = self.places.len().wrapping_sub(1);
-        while let Some(place) = self.places.get_mut(at) {
-            if place.0 == 0 {
-                *place = (id, slot);
+        let mask = self.buckets.len().wrapping_sub(1);
+        while let Some(bucket) = self.buckets.get_mut(at) {
+            if bucket.0 == 0 {
+                *bucket = (id, slot);
                 return;
             }
             at = (at + 1) & mask;
@@ -369,10 +369,10 @@ impl Index {
 
     /// Removes an id and closes the gap, so that later entries are still found.
     fn remove(&mut self, id: u32) -> Option<Slot> {
-        let mask = self.places.len().wrapping_sub(1);
+        let mask = self.buckets.len().wrapping_sub(1);
         let mut at = self.home(id);
         let slot = loop {
-            match *self.places.get(at)? {
+            match *self.buckets.get(at)? {
                 (0, _) => return None,
                 (found, slot) if found == id => break slot,
                 _ => at = (at + 1) & mask,
@@ -381,20 +381,20 @@ impl Index {
         let mut gap = at;
         loop {
             at = (at + 1) & mask;
-            let place = *self.places.get(at)?;
-            if place.0 == 0 {
+            let bucket = *self.buckets.get(at)?;
+            if bucket.0 == 0 {
                 break;
             }
-            let home = self.home(place.0);
-            // It may move back only if its own place does not lie between the gap and it.
+            let home = self.home(bucket.0);
+            // It may move back only if its own bucket does not lie between the gap and it.
             if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(gap) & mask) {
-                if let Some(target) = self.places.get_mut(gap) {
-                    *target = place;
+                if let Some(target) = self.buckets.get_mut(gap) {
+                    *target = bucket;
                 }
                 gap = at;
             }
         }
-        if let Some(target) = self.places.get_mut(gap) {
+        if let Some(target) = self.buckets.get_mut(gap) {
             *target = (0, 0);
             self.used -= 1;
         }

@@ -23,7 +23,7 @@ const BURST: usize = RATE.0 as usize;
 /// for 25 ms (heddle-h2's `abuse`); it has a stream when it answers a PING that was sent after it.
 const SETTLED: Duration = Duration::from_millis(30);
 /// Least time between two such PINGs, since they are counted too.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+const PING_EVERY: Duration = Duration::from_millis(50);
 /// With this many waiting cancels, or with half as many as the server allows streams, a connection takes no new calls.
 /// It is closed when its last call has ended, which cancels them all.
 const MOST: usize = 256;
@@ -35,7 +35,7 @@ pub(super) struct Cancels {
     /// In order of arrival. Each belongs to a live stream, so their number is limited by the connection's streams.
     late: VecDeque<Late>,
     /// Earliest time of the next PING to a proxy.
-    ask_at: Instant,
+    ping_at: Instant,
     /// When cancels can be sent, or a PING for them.
     due: Option<Instant>,
 }
@@ -54,9 +54,9 @@ struct Late {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ready {
     /// To a proxy: after the next PING.
-    Waits,
+    NeedsPing,
     /// To a proxy: after the answer to the PING that has been sent.
-    Asked,
+    PingSent,
     /// At this time; to an instance only if the rate allows it.
     At(Instant),
 }
@@ -66,7 +66,7 @@ impl Cancels {
         Self {
             rate: TokenBucket::new(RATE.0, RATE.1),
             late: VecDeque::new(),
-            ask_at: now,
+            ping_at: now,
             due: None,
         }
     }
@@ -111,41 +111,41 @@ impl Cancels {
                 Ok(()) => return self.late.pop_front(),
                 Err(wait) => wait,
             },
-            Ready::Waits | Ready::Asked => return None,
+            Ready::NeedsPing | Ready::PingSent => return None,
         };
         self.due = Some(now + wait);
         None
     }
 
     /// Whether to send a PING now for the waiting cancels.
-    fn asks(&mut self, now: Instant) -> bool {
+    fn needs_ping(&mut self, now: Instant) -> bool {
         if self
             .late
             .back()
-            .is_none_or(|last| last.ready != Ready::Waits)
+            .is_none_or(|last| last.ready != Ready::NeedsPing)
         {
             return false;
         }
-        if self.ask_at > now {
-            self.due = Some(self.due.map_or(self.ask_at, |due| due.min(self.ask_at)));
+        if self.ping_at > now {
+            self.due = Some(self.due.map_or(self.ping_at, |due| due.min(self.ping_at)));
             return false;
         }
         true
     }
 
     /// The PING was sent.
-    fn asked(&mut self, now: Instant) {
-        self.ask_at = now + ASK_EVERY;
-        let waits = |late: &&mut Late| late.ready == Ready::Waits;
-        for late in self.late.iter_mut().filter(waits) {
-            late.ready = Ready::Asked;
+    fn on_ping_sent(&mut self, now: Instant) {
+        self.ping_at = now + PING_EVERY;
+        let needs_ping = |late: &&mut Late| late.ready == Ready::NeedsPing;
+        for late in self.late.iter_mut().filter(needs_ping) {
+            late.ready = Ready::PingSent;
         }
     }
 
     /// The PING was acknowledged.
-    fn answered(&mut self, now: Instant) {
-        let asked = |late: &&mut Late| late.ready == Ready::Asked;
-        for late in self.late.iter_mut().filter(asked) {
+    fn on_ping_ack(&mut self, now: Instant) {
+        let sent = |late: &&mut Late| late.ready == Ready::PingSent;
+        for late in self.late.iter_mut().filter(sent) {
             late.ready = Ready::At(now + SETTLED);
         }
     }
@@ -218,7 +218,7 @@ impl Conn {
             account: attempt.account,
             charged: attempt.charged,
             ready: match link {
-                true => Ready::Waits,
+                true => Ready::NeedsPing,
                 false => Ready::At(ready),
             },
         });
@@ -245,8 +245,8 @@ impl Conn {
             sent.charged.extend(late.charged.then_some(late.account));
         }
         // If another PING is in flight, its answer leads here again.
-        if link && cancels.asks(now) && self.h2.ping(PING_SETTLED) {
-            cancels.asked(now);
+        if link && cancels.needs_ping(now) && self.h2.ping(PING_SETTLED) {
+            cancels.on_ping_sent(now);
         }
         sent
     }
@@ -261,7 +261,7 @@ impl Conn {
             Side::Opened(opened) => {
                 opened.keepalive.reset();
                 if payload == PING_SETTLED {
-                    opened.cancels.answered(now);
+                    opened.cancels.on_ping_ack(now);
                 }
                 !opened.cancels.late.is_empty()
             }
@@ -378,21 +378,24 @@ mod tests {
         let [first, second, third] = streams[..] else {
             panic!("three");
         };
-        cancels.late.push_back(late(first, Ready::Waits));
-        assert!(cancels.asks(ms(0)));
-        cancels.asked(ms(0));
-        cancels.late.push_back(late(second, Ready::Waits));
-        assert!(!cancels.asks(ms(1)), "not so soon again");
+        cancels.late.push_back(late(first, Ready::NeedsPing));
+        assert!(cancels.needs_ping(ms(0)));
+        cancels.on_ping_sent(ms(0));
+        cancels.late.push_back(late(second, Ready::NeedsPing));
+        assert!(!cancels.needs_ping(ms(1)), "not so soon again");
         assert_eq!(cancels.due(), Some(ms(50)));
         assert!(cancels.next(true, ms(10)).is_none(), "no answer yet");
-        cancels.answered(ms(10));
+        cancels.on_ping_ack(ms(10));
         assert!(cancels.next(true, ms(39)).is_none());
         assert_eq!(cancels.next(true, ms(40)).unwrap().stream, first);
-        assert!(cancels.next(true, ms(40)).is_none(), "asked for later");
-        assert!(cancels.asks(ms(50)));
-        cancels.asked(ms(50));
-        cancels.late.push_back(late(third, Ready::Waits));
-        cancels.answered(ms(60));
+        assert!(
+            cancels.next(true, ms(40)).is_none(),
+            "its PING was not sent"
+        );
+        assert!(cancels.needs_ping(ms(50)));
+        cancels.on_ping_sent(ms(50));
+        cancels.late.push_back(late(third, Ready::NeedsPing));
+        cancels.on_ping_ack(ms(60));
         assert_eq!(cancels.next(true, ms(90)).unwrap().stream, second);
         assert!(cancels.next(true, ms(90)).is_none());
     }
@@ -405,7 +408,7 @@ mod tests {
         for (n, stream) in streams.into_iter().enumerate() {
             assert_eq!(cancels.is_burdened(100), n >= 50);
             assert!(!cancels.is_burdened(u32::MAX));
-            cancels.late.push_back(late(stream, Ready::Waits));
+            cancels.late.push_back(late(stream, Ready::NeedsPing));
         }
         assert!(cancels.is_burdened(u32::MAX));
     }

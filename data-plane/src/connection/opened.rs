@@ -144,7 +144,7 @@ impl Conn {
     }
 
     /// Whether only unread output keeps it from taking another call.
-    pub(crate) fn is_held_by_output(&self) -> bool {
+    pub(crate) fn is_blocked_by_output(&self) -> bool {
         self.h2.open_slots() > 0 && !self.h2.has_output_room()
     }
 

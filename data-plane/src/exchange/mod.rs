@@ -11,6 +11,7 @@ mod call;
 mod close;
 mod connect;
 mod detach;
+mod endpoint_requests;
 mod events;
 mod finish;
 mod headers;

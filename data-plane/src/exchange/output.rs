@@ -1,4 +1,4 @@
-//! Writes the output of each connection once, at the end of a turn, and tells calls what was written of what they have
+//! Writes the output of each connection once, at the end of a turn, and passes on to calls what was written of what they have
 //! queued. Keeps the charges of connections up to date.
 
 use crate::arena::Key;

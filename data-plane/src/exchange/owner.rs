@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use heddle_h2::{Fields, StreamId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use rustc_hash::FxHashSet;
 use tokio::sync::mpsc;
 
 use crate::balance::passive::PassiveHealth;
@@ -18,6 +17,7 @@ use crate::connection::Connections;
 use crate::exchange::admission::Admission;
 use crate::exchange::answer::CallerStream;
 use crate::exchange::call::{Calls, Downstream};
+use crate::exchange::endpoint_requests::EndpointRequests;
 use crate::keys::ConnKey;
 use crate::observe::metrics::{Recorder, WorkerMetrics};
 use crate::observe::{Counter, Report};
@@ -46,7 +46,6 @@ pub(crate) struct ExchangeInit {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(super) options: Arc<WorkerOptions>,
-    pub(super) reports: mpsc::Sender<Report>,
     /// Time of the current turn.
     pub(super) now: Instant,
     pub(super) table: Arc<RouteTable>,
@@ -58,8 +57,7 @@ pub(crate) struct Exchange {
     pub(super) timers: Timers,
     /// What callers share.
     pub(super) admission: Admission,
-    /// Services whose endpoints this worker has requested from the control side since the last table.
-    pub(super) requested: FxHashSet<Arc<str>>,
+    pub(super) endpoint_requests: EndpointRequests,
     pub(super) recorder: Recorder,
     pub(super) metrics: Arc<WorkerMetrics>,
     pub(super) rng: SmallRng,
@@ -96,12 +94,11 @@ impl Exchange {
                 reports.clone(),
                 internal,
             ),
-            reports,
+            endpoint_requests: EndpointRequests::new(reports),
             admission: Admission::new(&options, workers),
             options,
             passive: PassiveHealth::default(),
             timers,
-            requested: FxHashSet::default(),
             recorder: Recorder::new(Arc::clone(&metrics)),
             metrics,
             rng: SmallRng::from_os_rng(),

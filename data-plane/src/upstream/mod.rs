@@ -7,7 +7,7 @@ mod dialing;
 pub(crate) mod load;
 pub(crate) mod pool;
 pub(crate) mod pools;
-pub(crate) mod account;
+pub(crate) mod stream_shares;
 pub(crate) mod waiting;
 
 pub(crate) use pools::Pools;

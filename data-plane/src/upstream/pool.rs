@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::account::Streams;
 use super::dial::Dial;
+use super::stream_shares::Streams;
 use super::waiting::{Anybody, Eligible, Waiting};
 use crate::caller::CallerKey;
 use crate::keys::{CallKey, ConnKey};

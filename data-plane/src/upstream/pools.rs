@@ -11,10 +11,10 @@ use rand::rngs::SmallRng;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::mpsc;
 
-use super::account::Over;
 use super::dial::Dial;
 use super::load::Load;
 use super::pool::Pool;
+use super::stream_shares::Over;
 use crate::arena::Arena;
 use crate::balance::Endpoint;
 use crate::caller::Account;

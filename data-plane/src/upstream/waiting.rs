@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::caller::{Account, CallerKey};
 use crate::keys::CallKey;
 
-/// The waiting calls of one pool. Bounded by the places of each service (`pending_calls`).
+/// The waiting calls of one pool. Bounded for each service (`pending_calls`).
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     services: FxHashMap<u32, Service>,

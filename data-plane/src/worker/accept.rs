@@ -66,9 +66,9 @@ impl Worker {
     fn place(&mut self, role: Role, transport: Transport) {
         let loads = self
             .shared
-            .peers
+            .handles
             .iter()
-            .map(|peer| peer.load.load(Ordering::Relaxed));
+            .map(|handle| handle.load.load(Ordering::Relaxed));
         let least = loads
             .enumerate()
             .filter(|(i, _)| *i != self.index)
@@ -86,12 +86,12 @@ impl Worker {
             #[cfg(test)]
             Transport::Scripted(_) => return self.take(role, transport),
         };
-        let Some(peer) = self.shared.peers.get(other) else {
+        let Some(handle) = self.shared.handles.get(other) else {
             return;
         };
         // For the next accept, which may happen before the other worker's next turn.
-        peer.load.store(load + 1, Ordering::Relaxed);
-        match peer.try_send(command) {
+        handle.load.store(load + 1, Ordering::Relaxed);
+        match handle.try_send(command) {
             Ok(()) => self.exchange.count(Counter::Rebalanced),
             Err(Command::AcceptedTcp(role, socket)) => self.take_tcp(role, socket),
             Err(Command::AcceptedUnix(role, socket)) => self.take_unix(role, socket),

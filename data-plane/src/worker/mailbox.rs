@@ -33,7 +33,7 @@ pub(crate) enum Command {
     AcceptedTcp(Role, std::net::TcpStream),
     /// The same from a Unix socket.
     AcceptedUnix(Role, UnixStream),
-    /// There is a new table in [`Peer::table`].
+    /// There is a new table in [`WorkerHandle::table`].
     Table,
     /// Drop the counters of these services, which have not been called for a long time.
     Forget(Arc<HashSet<Arc<str>>>),
@@ -51,7 +51,7 @@ pub(crate) enum Command {
 
 /// What one worker shares with the others and with the control side.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct WorkerHandle {
     pub(crate) mailbox: SyncSender<Command>,
     pub(crate) waker: mio::Waker,
     /// Downstream connections; decides which worker gets an accepted socket.
@@ -65,7 +65,7 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Arc<WorkerOptions>,
-    pub(crate) peers: Vec<Peer>,
+    pub(crate) handles: Vec<WorkerHandle>,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) internal: mpsc::Sender<UnixStream>,
     pub(crate) draining: AtomicBool,

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::mailbox::{Peer, Shared, WorkerInit};
+use super::mailbox::{Shared, WorkerHandle, WorkerInit};
 use super::turn::Worker;
 use super::*;
 
@@ -13,7 +13,7 @@ fn worker() -> Worker {
     };
     let poll = mio::Poll::new().unwrap();
     let (mailbox, commands) = std::sync::mpsc::sync_channel(8);
-    let peer = Peer {
+    let handle = WorkerHandle {
         mailbox,
         waker: mio::Waker::new(poll.registry(), workers::WAKER).unwrap(),
         load: 0.into(),
@@ -22,7 +22,7 @@ fn worker() -> Worker {
     };
     let shared = Arc::new(Shared {
         options: Arc::new(options),
-        peers: vec![peer],
+        handles: vec![handle],
         reports: mpsc::channel(1).0,
         internal: mpsc::channel(1).0,
         draining: false.into(),

@@ -63,14 +63,14 @@ impl Worker {
             commands,
             shared,
         } = init;
-        let metrics = match shared.peers.get(index) {
-            Some(peer) => Arc::clone(&peer.metrics),
+        let metrics = match shared.handles.get(index) {
+            Some(handle) => Arc::clone(&handle.metrics),
             None => Arc::default(),
         };
         let exchange = Exchange::new(ExchangeInit {
             registry: of_connections,
             options: Arc::clone(&shared.options),
-            workers: shared.peers.len(),
+            workers: shared.handles.len(),
             metrics,
             reports: shared.reports.clone(),
             internal: shared.internal.clone(),
@@ -147,8 +147,8 @@ impl Worker {
     }
 
     pub(super) fn swap_table(&mut self) {
-        if let Some(peer) = self.shared.peers.get(self.index) {
-            self.exchange.set_table(peer.table.load_full());
+        if let Some(handle) = self.shared.handles.get(self.index) {
+            self.exchange.set_table(handle.table.load_full());
         }
     }
 
@@ -185,8 +185,8 @@ impl Worker {
 
     /// Makes the next turn start at once.
     pub(super) fn wake(&self) {
-        if let Some(peer) = self.shared.peers.get(self.index) {
-            let _ = peer.waker.wake();
+        if let Some(handle) = self.shared.handles.get(self.index) {
+            let _ = handle.waker.wake();
         }
     }
 
@@ -202,9 +202,9 @@ impl Worker {
 
     /// For the workers that choose who gets an accepted socket.
     fn publish_load(&self) {
-        if let Some(peer) = self.shared.peers.get(self.index) {
+        if let Some(handle) = self.shared.handles.get(self.index) {
             let accepted = self.exchange.accepted();
-            peer.load.store(accepted, Ordering::Relaxed);
+            handle.load.store(accepted, Ordering::Relaxed);
         }
     }
 }

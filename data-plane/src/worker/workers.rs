@@ -15,7 +15,7 @@ use heddle_listen::{SocketFile, bind_unix};
 use tokio::sync::{mpsc, watch};
 
 use super::calls_watch::{CallsInFlight, CallsWatch};
-use super::mailbox::{Command, MAILBOX, Peer, Shared, WorkerInit};
+use super::mailbox::{Command, MAILBOX, Shared, WorkerHandle, WorkerInit};
 use super::{ConnectionInfo, Report, Role, WorkerOptions};
 use crate::listener::bind::bind_tcp;
 use crate::listener::{ListenAddr, ListenError};
@@ -46,12 +46,12 @@ impl Workers {
         reports: mpsc::Sender<Report>,
         internal: mpsc::Sender<UnixStream>,
     ) -> io::Result<Self> {
-        let mut peers = Vec::new();
+        let mut handles = Vec::new();
         let mut inits = Vec::new();
         for _ in 0..options.workers.max(1) {
             let poll = mio::Poll::new()?;
             let (mailbox, commands) = sync_channel(MAILBOX);
-            peers.push(Peer {
+            handles.push(WorkerHandle {
                 mailbox,
                 waker: mio::Waker::new(poll.registry(), WAKER)?,
                 load: AtomicUsize::new(0),
@@ -63,7 +63,7 @@ impl Workers {
         }
         let shared = Arc::new(Shared {
             options: Arc::new(options),
-            peers,
+            handles,
             reports,
             internal,
             draining: AtomicBool::new(false),
@@ -98,17 +98,19 @@ impl Workers {
         };
         match address {
             ListenAddr::Tcp(tcp) => {
-                let (bound, sockets) = bind_tcp(*tcp, self.shared.peers.len())?;
-                for (peer, socket) in self.shared.peers.iter().zip(sockets) {
-                    peer.send(Command::ListenTcp(role, socket))
+                let (bound, sockets) = bind_tcp(*tcp, self.shared.handles.len())?;
+                for (handle, socket) in self.shared.handles.iter().zip(sockets) {
+                    handle
+                        .send(Command::ListenTcp(role, socket))
                         .ok_or_else(stopped)?;
                 }
                 Ok(ListenAddr::Tcp(bound))
             }
             ListenAddr::Unix(path) => {
                 let (socket, file) = bind_unix(path)?;
-                let peer = self.shared.peers.first().ok_or_else(stopped)?;
-                peer.send(Command::ListenUnix(role, socket))
+                let handle = self.shared.handles.first().ok_or_else(stopped)?;
+                handle
+                    .send(Command::ListenUnix(role, socket))
                     .ok_or_else(stopped)?;
                 let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
                 files.push(file);
@@ -119,9 +121,9 @@ impl Workers {
 
     /// Gives every worker a new table, which it installs in its next turn.
     pub fn publish(&self, table: Arc<RouteTable>) {
-        if let Some((last, others)) = self.shared.peers.split_last() {
-            for peer in others {
-                peer.table.store(Arc::new(table.replica()));
+        if let Some((last, others)) = self.shared.handles.split_last() {
+            for handle in others {
+                handle.table.store(Arc::new(table.copy_for_worker()));
             }
             last.table.store(table);
         }
@@ -132,8 +134,8 @@ impl Workers {
     #[must_use]
     pub fn used(&self) -> HashMap<Arc<str>, Use> {
         let mut sum = HashMap::new();
-        for peer in &self.shared.peers {
-            peer.metrics.add_use(&mut sum);
+        for handle in &self.shared.handles {
+            handle.metrics.add_use(&mut sum);
         }
         sum
     }
@@ -142,9 +144,9 @@ impl Workers {
     #[must_use]
     pub fn loads(&self) -> Vec<Arc<LocalityLoad>> {
         self.shared
-            .peers
+            .handles
             .iter()
-            .flat_map(|peer| peer.metrics.loads())
+            .flat_map(|handle| handle.metrics.loads())
             .collect()
     }
 
@@ -156,10 +158,10 @@ impl Workers {
     /// The calls in flight on an endpoint, from local callers and from other nodes.
     #[must_use]
     pub fn calls_in_flight(&self, uid: u64) -> CallsInFlight {
-        let peers = self.shared.peers.iter();
-        let counts = peers.map(|peer| {
+        let handles = self.shared.handles.iter();
+        let counts = handles.map(|handle| {
             let (count, counts) = watch::channel(None);
-            let _ = peer.send(Command::WatchCalls(CallsWatch { uid, count }));
+            let _ = handle.send(Command::WatchCalls(CallsWatch { uid, count }));
             counts
         });
         CallsInFlight::new(counts.collect())
@@ -183,7 +185,7 @@ impl Workers {
     /// Returns when `drain` has been called and no calls are left.
     pub async fn drained(&self) {
         let mut drained = self.shared.drained.subscribe();
-        let all = self.shared.peers.len();
+        let all = self.shared.handles.len();
         // The sender lives as long as `self`, so this cannot fail.
         let _ = drained.wait_for(|count| *count >= all).await;
     }
@@ -191,13 +193,13 @@ impl Workers {
     /// The sum of all workers' metrics.
     #[must_use]
     pub fn metrics(&self) -> MetricsSnapshot {
-        MetricsSnapshot::sum(self.shared.peers.iter().map(|peer| &*peer.metrics))
+        MetricsSnapshot::sum(self.shared.handles.iter().map(|handle| &*handle.metrics))
     }
 
     /// All open connections. Waits for the workers' next turn, at most half a second in all.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
-        let (reply, lists) = sync_channel(self.shared.peers.len());
+        let (reply, lists) = sync_channel(self.shared.handles.len());
         self.send_all(|| Command::Connections(reply.clone()));
         drop(reply);
         let mut all = gather(&lists, LIST_TIMEOUT);
@@ -206,8 +208,8 @@ impl Workers {
     }
 
     fn send_all(&self, command: impl Fn() -> Command) {
-        for peer in &self.shared.peers {
-            let _ = peer.send(command());
+        for handle in &self.shared.handles {
+            let _ = handle.send(command());
         }
     }
 }
@@ -235,7 +237,7 @@ impl Drop for Workers {
     }
 }
 
-impl Peer {
+impl WorkerHandle {
     /// Sends a command and wakes the worker; `None` if its thread has ended. Blocks while the queue is full, so only
     /// for the control side.
     fn send(&self, command: Command) -> Option<()> {

@@ -226,7 +226,7 @@ const REGISTRY: Layers = Layers {
     exceptions: &[],
 };
 
-/// The way of a call, from the bottom up. All parts but the first four have methods of `Exchange`.
+/// The way of a call, from the bottom up. All parts from `owner` up have methods of `Exchange`.
 const EXCHANGE: Layers = Layers {
     src: "data-plane/src/exchange",
     within: &["exchange"],
@@ -236,7 +236,11 @@ const EXCHANGE: Layers = Layers {
         ("call", &[]),
         ("answer", &["call"]),
         ("admission", &[]),
-        ("owner", &["call", "answer", "admission"]),
+        ("endpoint_requests", &[]),
+        (
+            "owner",
+            &["call", "answer", "admission", "endpoint_requests"],
+        ),
         ("accounting", &["call", "owner"]),
         // Ends of attempts and calls.
         ("detach", &["call", "owner", "accounting"]),

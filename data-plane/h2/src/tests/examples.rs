@@ -25,15 +25,15 @@ fn binary(end: bool) -> Seen {
     }
 }
 
-/// A client that has asked on stream 1.
-fn asked() -> Script {
+/// A client with a request on stream 1.
+fn with_request() -> Script {
     let mut script = Script::client();
     script.side.conn.open(&request(), 0, true).unwrap();
     script.answers();
     script
 }
 
-/// A server that was asked on stream 1.
+/// A server with a request on stream 1.
 fn asking() -> (Script, StreamId) {
     let mut script = Script::server();
     let open = script.headers(1, &request(), ES);
@@ -73,7 +73,7 @@ fn simple_response() {
         ("etag", "\"xyzzy\""),
         ("expires", "Thu, 23 Jan 2031 00:00:00 GMT"),
     ]);
-    let mut client = asked();
+    let mut client = with_request();
     let frame = client.headers(1, &fields, ES);
     assert_eq!(
         client.send(&[frame]),
@@ -134,7 +134,7 @@ fn response_with_body() {
         ("content-type", "image/jpeg"),
         ("content-length", "123"),
     ]);
-    let mut client = asked();
+    let mut client = with_request();
     let head = client.headers(1, &fields, 0);
     let seen = client.send(&[head, data(1, &BINARY, ES)]);
     assert_eq!(
@@ -159,7 +159,7 @@ fn informational_responses() {
         ("trailer", "Foo"),
     ]);
     let foo = list(&[("foo", "bar")]);
-    let mut client = asked();
+    let mut client = with_request();
     let frames = [
         client.headers(1, &early, 0),
         client.headers(1, &last, 0),

@@ -32,13 +32,13 @@ fn all_answers(script: &mut Script) -> Vec<String> {
 
 /// The streams of header lists as they were seen, with what each said of itself.
 fn lists(seen: &[Seen]) -> Vec<(u32, String)> {
-    let said = |fields: &[(String, String)]| {
+    let own = |fields: &[(String, String)]| {
         let large = fields.iter().find(|(name, _)| name == "x-large");
         large.map_or_else(String::new, |(_, value)| value[..4].to_owned())
     };
     seen.iter()
         .filter_map(|seen| match seen {
-            Seen::Headers { stream, fields, .. } => Some((*stream, said(fields))),
+            Seen::Headers { stream, fields, .. } => Some((*stream, own(fields))),
             _ => None,
         })
         .collect()
@@ -126,15 +126,15 @@ fn a_stream_keeps_the_order_of_head_body_and_trailers() {
     assert_eq!(of(&seen, c), ["Response false", "4 true"]);
     assert_eq!(of(&seen, d), ["Response false", "0 true"]);
     assert_eq!(pair.server.conn.queued_bytes(), 0);
-    // What was counted as queued was told as sent.
-    let told = |id: StreamId| -> (usize, usize) {
+    // What was counted as queued was reported as sent.
+    let drained = |id: StreamId| -> (usize, usize) {
         let of = |d: &&Drained| d.stream == id;
         let all = pair.server.drained.iter().filter(of);
         all.fold((0, 0), |sum, d| (sum.0 + d.bytes, sum.1 + d.list_bytes))
     };
     let both = response().memory_bytes() + trailers().memory_bytes();
-    assert_eq!(told(a), (4, both));
-    assert_eq!(told(d), (0, response().memory_bytes()));
+    assert_eq!(drained(a), (4, both));
+    assert_eq!(drained(d), (0, response().memory_bytes()));
 }
 
 fn trailers_only() -> Fields {

@@ -148,7 +148,7 @@ impl Side {
         bytes
     }
 
-    /// What was seen since last asked, without Settings.
+    /// What was seen since the last call, without Settings.
     pub(super) fn news(&mut self) -> Vec<Seen> {
         let mut seen = std::mem::take(&mut self.seen);
         seen.retain(|seen| *seen != Seen::Settings);

@@ -352,8 +352,8 @@ proptest! {
             prop_assert_eq!(side.conn.live_streams(), 0);
             prop_assert_eq!(side.conn.queued_bytes(), 0);
             prop_assert!(!side.conn.streams.any_ready());
-            let (left, held) = (side.conn.recv_window.left(), side.conn.recv_window.held());
-            prop_assert_eq!(held, 0);
+            let (left, unreleased) = (side.conn.recv_window.left(), side.conn.recv_window.unreleased());
+            prop_assert_eq!(unreleased, 0);
             prop_assert!(left * 2 >= i64::from(side.conn.targets.connection));
             obeys(side.wrote.as_deref().unwrap_or_default(), client);
         }

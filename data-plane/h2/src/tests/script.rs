@@ -72,7 +72,7 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// A server whose client has said hello and acknowledged.
+    /// A server whose client has sent its preface and acknowledged.
     pub(super) fn server() -> Self {
         Self::server_with(Config::default())
     }
@@ -88,7 +88,7 @@ impl Script {
         Self::of(Connection::server(config, now), now)
     }
 
-    /// A client whose server has said hello and acknowledged.
+    /// A client whose server has sent its preface and acknowledged.
     pub(super) fn client() -> Self {
         Self::client_with(Config::default())
     }
@@ -132,7 +132,7 @@ impl Script {
         block
     }
 
-    /// The connection reads these frames at once; says what it saw.
+    /// The connection reads these frames at once; returns what it saw.
     pub(super) fn send(&mut self, frames: &[Vec<u8>]) -> Vec<Seen> {
         let _ = self.side.take(&frames.concat(), self.now);
         self.side.news()
@@ -143,7 +143,7 @@ impl Script {
         let _ = self.side.conn.on_deadline(self.now);
     }
 
-    /// What the connection wrote since last asked, one line a frame.
+    /// What the connection wrote since the last call, one line a frame.
     pub(super) fn answers(&mut self) -> Vec<String> {
         let bytes = self.side.give(usize::MAX);
         let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(&bytes);

@@ -86,7 +86,7 @@ fn servers_may_not_offer_push() {
 
 #[test]
 fn table_size_goes_down_and_up_again() {
-    // RFC 7541 §4.2: the smallest size in between is told, then the last; once.
+    // RFC 7541 §4.2: the smallest size in between is sent, then the last; once.
     let mut script = Script::server();
     script.send(&[settings(&[(1, 4096)]), settings(&[(1, 0), (1, 8192)])]);
     let open = script.headers(1, &request(), ES);

@@ -27,8 +27,12 @@ fn drain_takes_what_was_on_its_way_and_then_no_more() {
         matches!(seen[..], [_, Seen::Headers { stream: 3, .. }]),
         "{seen:?}"
     );
-    let told = pair.client.news();
-    assert_eq!(told.len(), 2, "first 2^31-1, then the real id: {told:?}");
+    let goaways = pair.client.news();
+    assert_eq!(
+        goaways.len(),
+        2,
+        "first 2^31-1, then the real id: {goaways:?}"
+    );
     for stream in [before, crossing] {
         pair.server.conn.headers(stream, &response(), true).unwrap();
     }

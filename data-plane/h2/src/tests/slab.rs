@@ -19,7 +19,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        // Ids that lie close together, and ids that fall on few places of the map.
+        // Ids that lie close together, and ids that fall on few buckets of the map.
         4 => prop_oneof![0..400u32, (0..40u32).prop_map(|n| n << 16)].prop_map(Step::Insert),
         3 => any::<usize>().prop_map(Step::Remove),
         4 => (any::<usize>(), prop_oneof![Just(None), Just(Some(Ring::Lists)), Just(Some(Ring::Data))])

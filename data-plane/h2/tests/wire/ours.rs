@@ -34,7 +34,7 @@ pub(crate) async fn drive(plan: &Plan, role: Role, pipe: DuplexStream) -> Vec<Se
         role,
         random: Random::new(plan.seed ^ 0x0c5e),
         streams: vec![Stream::default(); plan.calls.len()],
-        held: Vec::new(),
+        unreleased: Vec::new(),
         fields: Fields::new(),
         may_open: plan.max_streams >= 100 && plan.their_window >= 65_535,
         plan,
@@ -132,7 +132,7 @@ struct Shell<'p> {
     random: Random,
     streams: Vec<Stream>,
     /// DATA that was received and not released.
-    held: Vec<(StreamId, usize)>,
+    unreleased: Vec<(StreamId, usize)>,
     fields: Fields,
     /// Whether we know what the server takes, or it takes no less than clients may assume. The
     /// `h2` crate calls late frames on streams that it refused an error, and gives no window for
@@ -300,7 +300,7 @@ impl Shell<'_> {
                 let nth = self.nth(stream);
                 self.streams[nth].seen.body.extend_from_slice(data);
                 if self.random.one_in(3) {
-                    self.held.push((stream, data.len()));
+                    self.unreleased.push((stream, data.len()));
                 } else {
                     self.machine.release(stream, data.len());
                 }
@@ -375,9 +375,9 @@ impl Shell<'_> {
         }
     }
 
-    /// Nothing has moved for a while: what was held may be what the other side waits for.
+    /// Nothing has moved for a while: what was not released may be what the other side waits for.
     fn release_all(&mut self) {
-        for (stream, bytes) in std::mem::take(&mut self.held) {
+        for (stream, bytes) in std::mem::take(&mut self.unreleased) {
             self.machine.release(stream, bytes);
         }
     }

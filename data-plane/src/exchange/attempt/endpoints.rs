@@ -12,7 +12,6 @@ use crate::exchange::admission::{QueueFull, must_wait};
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
 use crate::keys::CallKey;
-use crate::observe::Report;
 use crate::route::Service;
 use crate::timers::Timer;
 
@@ -22,30 +21,13 @@ const MARGIN_PART: u32 = 10;
 const LONGEST_MARGIN: Duration = Duration::from_millis(100);
 
 impl Exchange {
-    /// A service was called whose endpoints are not known yet: asks the control side to fetch them. False if the
-    /// control side's queue is full.
-    pub(in crate::exchange) fn request_endpoints(&mut self, service: &Service) -> bool {
-        if self.requested.contains(&service.name) {
-            return true;
-        }
-        let service = Arc::clone(&service.name);
-        let report = Report::ServiceWanted {
-            service: Arc::clone(&service),
-        };
-        let requested = self.reports.try_send(report).is_ok();
-        if requested {
-            self.requested.insert(service);
-        }
-        requested
-    }
-
     /// Whether a call to this service can continue with the current table; if not, it has been parked or answered.
     pub(in crate::exchange) fn has_endpoints(
         &mut self,
         key: CallKey,
         service: &Arc<Service>,
     ) -> bool {
-        let requested = self.request_endpoints(service);
+        let requested = self.endpoint_requests.request(service);
         if !must_wait(service) {
             return true;
         }
@@ -57,7 +39,7 @@ impl Exchange {
     pub(in crate::exchange) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
         let mut first = None;
         for service in services.iter().filter(|service| !service.endpoints_known) {
-            let requested = self.request_endpoints(service);
+            let requested = self.endpoint_requests.request(service);
             first.get_or_insert((service, requested));
         }
         if let Some((service, requested)) = first {
@@ -67,7 +49,7 @@ impl Exchange {
 
     /// Makes a call wait for the endpoints of a service.
     pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
-        let requested = self.request_endpoints(service);
+        let requested = self.endpoint_requests.request(service);
         self.await_endpoints(key, service, requested);
     }
 

@@ -1,6 +1,6 @@
 //! Attempts of a call: picks an endpoint (`pick`), finds a connection or waits for one (`queue`, `dial`) or for the
 //! endpoints of the service (`endpoints`), sends what has arrived of the request (`send`, `request_data`), and tries
-//! again if the attempt fails (`retry`). Takes an admitted call; gives an upstream stream, a place in a queue or a failure.
+//! again if the attempt fails (`retry`). Takes an admitted call; gives an upstream stream, a wait in a queue or a failure.
 
 mod dial;
 mod endpoints;
@@ -63,7 +63,7 @@ impl Exchange {
                 .get_mut(key)
                 .and_then(|call| call.history.take_failure());
             let failure = match last {
-                // What happened to the call, not what became of the wish to try it again.
+                // What happened to the call, not that it could not be tried again.
                 Some(last) => {
                     last.with_note(&format!("it could not be tried again: {}", none.message))
                 }

@@ -11,8 +11,8 @@ use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey, PoolKey};
 use crate::observe::Counter;
 use crate::timers::Timer;
-use crate::upstream::account::Over;
 use crate::upstream::pool::Pool;
+use crate::upstream::stream_shares::Over;
 
 impl Exchange {
     /// Makes a call wait for a stream of the pool, or refuses it if too many wait.
@@ -69,16 +69,16 @@ impl Exchange {
     /// A call has waited in a pool for the longest time allowed.
     pub(in crate::exchange) fn on_pending_timeout(&mut self, key: CallKey, pool: PoolKey) {
         self.count(Counter::BoundPendingTimeout);
-        let (reason, held) = self.what_holds(key, pool);
+        let (reason, wait) = self.what_blocks(key, pool);
         let call = self.calls.get(key);
         let longest = call.map(|call| call.route.policy().pending_timeout);
-        let text = format!("waited {:?} {held}", longest.unwrap_or_default());
+        let text = format!("waited {:?} {wait}", longest.unwrap_or_default());
         let failure = self.mark_unprocessed(key, Failure::new(reason, text));
         self.fail(key, &failure);
     }
 
-    /// What a call in a pool's queue waits for, and the limit that blocks it. The text follows "waited".
-    pub(in crate::exchange) fn what_holds(
+    /// What a call in a pool's queue waits for, and the limit that it has met. The text follows "waited".
+    pub(in crate::exchange) fn what_blocks(
         &self,
         key: CallKey,
         pool_key: PoolKey,
@@ -131,7 +131,7 @@ impl Exchange {
         };
         let has_slots = |key: &ConnKey| {
             let conn = self.conns.get(*key);
-            conn.is_some_and(Conn::is_held_by_output)
+            conn.is_some_and(Conn::is_blocked_by_output)
         };
         if pool.connections().iter().any(has_slots) {
             return "it has not read what was sent before".to_owned();

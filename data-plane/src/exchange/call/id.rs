@@ -41,8 +41,8 @@ impl CallId {
             Self::Given(text) => return *text,
         };
         let mut bytes = [b'0'; IdText::MAX];
-        for (place, byte) in bytes.chunks_exact_mut(2).zip(random.to_be_bytes()) {
-            if let [high, low] = place {
+        for (digits, byte) in bytes.chunks_exact_mut(2).zip(random.to_be_bytes()) {
+            if let [high, low] = digits {
                 (*high, *low) = (hex(byte >> 4), hex(byte & 15));
             }
         }

@@ -125,7 +125,7 @@ impl Exchange {
         }
     }
 
-    /// A stream has ended: a waiting call may get its place, or the connection may have nothing left to do.
+    /// A stream has ended: a waiting call may get one, or the connection may have nothing left to do.
     pub(in crate::exchange) fn after_stream(&mut self, key: ConnKey) {
         let now = self.now;
         let conn = self.conns.get_mut(key);

@@ -15,7 +15,7 @@ impl Exchange {
         for call in self.admission.take_waits_for_table() {
             self.guard_call(call, |exchange| exchange.route_call(call));
         }
-        self.requested.clear();
+        self.endpoint_requests.on_table();
         if !self.admission.has_waits_for_endpoints() {
             return;
         }
@@ -28,7 +28,7 @@ impl Exchange {
         let waiting = self.admission.services_waited_for();
         for name in waiting {
             if let Some(service) = table.service(&name) {
-                self.request_endpoints(service);
+                self.endpoint_requests.request(service);
             }
         }
     }
@@ -73,8 +73,8 @@ impl Exchange {
                 call.target_name()
             ),
             Phase::Pending(pool) => {
-                let (_, held) = self.what_holds(key, pool);
-                format!("while it waited {held}")
+                let (_, wait) = self.what_blocks(key, pool);
+                format!("while it waited {wait}")
             }
             Phase::Backoff => format!(
                 "while it waited to be tried again: {} attempts did not reach {}",

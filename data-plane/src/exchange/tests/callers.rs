@@ -229,7 +229,7 @@ fn a_call_lasts_until_its_slow_caller_has_taken_all() {
 }
 
 #[test]
-fn a_caller_without_http2_cancels_and_is_told_failures() {
+fn a_caller_without_http2_cancels_and_gets_failures() {
     let mut pair = Pair::new();
     let (caller, call) = pair.call();
     pair.exchange.on_caller_end(call, CallerEnd::Cancelled);
@@ -240,10 +240,10 @@ fn a_caller_without_http2_cancels_and_is_told_failures() {
     }
     pair.run();
     assert_eq!(pair.seen.last(), Some(&Seen::Reset));
-    assert_eq!(caller.inbox().answers, [], "it wants no answer");
+    assert_eq!(caller.inbox().answers, [], "it gets no answer");
     assert!(
         !pair.exchange.on_request_data(call, b"late", false),
-        "nobody uses what comes later"
+        "what comes later is not used"
     );
 
     let (caller, call) = pair.call();

@@ -184,7 +184,7 @@ fn what_left_the_table_is_forgotten_once_its_last_call_has_ended() {
 }
 
 #[test]
-fn a_write_that_fails_does_not_lose_what_the_peer_said_before() {
+fn a_write_that_fails_does_not_lose_what_the_peer_sent_before() {
     use std::io::Write;
     let mut exchange = exchange();
     let (ours, mut theirs) = socket();
@@ -205,7 +205,7 @@ fn a_write_that_fails_does_not_lose_what_the_peer_said_before() {
     exchange.conns.get_mut(key).unwrap().set_write_error(None);
     exchange.read(key, &mut [0; 4096]);
     let conn = exchange.conns.get(key).unwrap();
-    assert_eq!(conn.output_bytes(), before + 17, "its PING was heard");
+    assert_eq!(conn.output_bytes(), before + 17, "its PING was received");
     let broken = Some("broken pipe".to_owned());
     exchange.conns.get_mut(key).unwrap().set_write_error(broken);
     exchange.read(key, &mut [0; 4096]);

@@ -74,7 +74,7 @@ impl Exchange {
         let late = call.filter(|call| call.upstream.is_stalled(self.now, limit));
         let who = late.map_or_else(|| "the caller".to_owned(), Call::target_name);
         let text = format!(
-            "{who} took less than {} KiB of this call in {} s while the proxy on node {node} held more than half of the \
+            "{who} took less than {} KiB of this call in {} s while the proxy on node {node} buffered more than half of the \
              {} MiB that a worker may buffer",
             MIN_TAKEN >> 10,
             limit.as_secs(),

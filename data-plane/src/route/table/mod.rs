@@ -264,7 +264,7 @@ impl RouteTable {
     /// An equal table that shares none of the reference counts used for calls. Each worker has its own, since counting
     /// on a cache line that other cores also write costs more than routing itself.
     #[must_use]
-    pub fn replica(&self) -> Self {
+    pub fn copy_for_worker(&self) -> Self {
         let copy = |service: &Arc<Service>| {
             let copied = |e: &Arc<Endpoint>| Arc::new((**e).clone());
             let endpoints = service.endpoints.endpoints.iter().map(copied).collect();

@@ -25,7 +25,7 @@ fn a_replica_is_equal_and_shares_nothing_that_is_counted() {
         ("echo", "default", &["e.E"]),
         ("fish", "zoo", &["e.E", "f.F"]),
     ]);
-    let replica = table.replica();
+    let replica = table.copy_for_worker();
     let claims = |table: &RouteTable| {
         (
             names(table.claim("e.E", "x")),
@@ -104,7 +104,7 @@ fn the_oldest_claim_of_a_namespace_owns_the_path() {
         ("users", "shop", since(1), 1),
         ("quiet", "zoo", None, 1),
     ]);
-    for table in [table.replica(), table] {
+    for table in [table.copy_for_worker(), table] {
         assert_eq!(names(table.claim("e.E", "default")), ["users.default"]);
         assert_eq!(names(table.claim("e.E", "shop")), ["users.shop"]);
         let others = names(table.claim("e.E", "zoo"));
@@ -136,7 +136,7 @@ fn an_owner_without_instances_keeps_its_path_and_another_stands_in() {
         ("one", "shop", since(2), 0),
         ("two", "shop", since(3), 0),
     ]);
-    for table in [table.replica(), table] {
+    for table in [table.copy_for_worker(), table] {
         assert_eq!(names(table.claim("e.E", "default")), ["canary.default"]);
         let owner = table.path_owner("e.E", "default").unwrap();
         assert_eq!(&*owner.name, "users.default");
@@ -181,7 +181,7 @@ fn calls_of_other_nodes_go_to_instances_here_that_take_calls() {
     let mut builder = RouteTable::builder("a", &[]);
     builder.service(service);
     let table = builder.build();
-    for table in [table.replica(), table] {
+    for table in [table.copy_for_worker(), table] {
         let service = table.service("echo.default").unwrap();
         let uids: Vec<u64> = service.locals.iter().map(|e| e.uid).collect();
         assert_eq!(uids, [3]);

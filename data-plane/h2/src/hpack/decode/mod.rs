@@ -63,9 +63,9 @@ impl fmt::Display for HpackError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Truncated => "header block ends inside a field",
-            Self::IntegerOverflow => "header block holds an integer over 2^32-1",
+            Self::IntegerOverflow => "header block contains an integer over 2^32-1",
             Self::BadIndex => "header block names a table entry that does not exist",
-            Self::BadHuffman => "header block holds a malformed Huffman string",
+            Self::BadHuffman => "header block contains a malformed Huffman string",
             Self::LateSizeUpdate => "header block changes the table size after its first field",
             Self::SizeUpdateTooLarge => "header block sets a table size above our setting",
             Self::ListTooLarge => "header list is more than 32 times over its limit",
