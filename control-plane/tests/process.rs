@@ -65,26 +65,26 @@ fn what_keeps_it_from_starting_is_one_line_with_the_remedy() {
     let other = folder.path().join("other");
     let taken = running.value("grpc");
     let (_, port) = taken.rsplit_once(':').unwrap();
-    let said = refusal(&other, &["--listen", taken, "--http", "127.0.0.1:0"]);
+    let message = refusal(&other, &["--listen", taken, "--http", "127.0.0.1:0"]);
     assert_eq!(
-        said,
+        message,
         format!(
             "error: --listen {taken}: port {port} on 127.0.0.1 is in use by another process: stop it or choose \
              another port (0 takes any free one)"
         )
     );
-    let said = refusal(&other, &["--listen", "127.0.0.1:0", "--http", taken]);
+    let message = refusal(&other, &["--listen", "127.0.0.1:0", "--http", taken]);
     assert!(
-        said.starts_with(&format!(
+        message.starts_with(&format!(
             "error: --http {taken}: port {port} on 127.0.0.1 is in use"
         )),
-        "{said}"
+        "{message}"
     );
-    let said = refusal(&store, &FREE);
-    assert!(said.contains("in use by another process"), "{said}");
+    let message = refusal(&store, &FREE);
+    assert!(message.contains("in use by another process"), "{message}");
     what_is_wrong_with_an_etcd_store_names_the_option(&other);
-    let said = refusal(&other, &["--renew-interval", "9s"]);
-    assert!(said.contains("--lease-ttl"), "{said}");
+    let message = refusal(&other, &["--renew-interval", "9s"]);
+    assert!(message.contains("--lease-ttl"), "{message}");
     assert!(
         running.get("/readyz").starts_with("HTTP/1.1 200"),
         "and nothing else was disturbed"
@@ -95,8 +95,11 @@ fn what_is_wrong_with_an_etcd_store_names_the_option(folder: &Path) {
     let plain = "etcd:http://127.0.0.1:1";
     let tls = "etcd:https://127.0.0.1:1";
     let check = |options: &[&str], part: &str| {
-        let said = refusal(folder, options);
-        assert!(said.contains(part) && !said.contains('\n'), "{said}");
+        let message = refusal(folder, options);
+        assert!(
+            message.contains(part) && !message.contains('\n'),
+            "{message}"
+        );
     };
     check(&["--store", "etcd:127.0.0.1:1"], "http://h1:2379");
     check(&["--store", "etcd:http://h1:1,https://h2:1"], "scheme http");
@@ -147,13 +150,13 @@ fn it_listens_on_several_addresses() {
         assert!(TcpStream::connect(address).is_ok(), "{address}");
     }
     assert!(socket.exists());
-    let said = refusal(
+    let message = refusal(
         &folder.path().join("other"),
         &["--listen", &unix, "--http", "127.0.0.1:0"],
     );
     assert!(
-        said.contains("in use by another process: stop it or choose another path"),
-        "{said}"
+        message.contains("in use by another process: stop it or choose another path"),
+        "{message}"
     );
     assert_eq!(control.terminate(), Some(0));
     assert!(!socket.exists(), "its file goes with it");

@@ -138,14 +138,14 @@ async fn an_upgrade_and_a_restart_of_everything_keep_the_path_with_no_control_pl
     let stands_in = [path("heddle-echo.default", "a-canary.default")];
     assert_eq!(paths(&mesh, "a-canary").await, stands_in);
     until("event and log name who stands in", async || {
-        let told = conflicts(&mesh).await;
+        let recorded = conflicts(&mesh).await;
         let log = mesh.node("a").proxy().output();
-        let event = told.last().is_some_and(|(_, cause)| {
+        let event = recorded.last().is_some_and(|(_, cause)| {
             cause.ends_with("but has no instance now: a-canary.default gets its calls")
         });
         let words =
             "a-canary.default gets its calls as long as heddle-echo.default has no instance";
-        seen(event && log.contains(words), format!("{told:?}\n{log}"))
+        seen(event && log.contains(words), format!("{recorded:?}\n{log}"))
     })
     .await;
     mesh.echo("a", "e2").await;

@@ -110,7 +110,7 @@ async fn what_became_of_r1(mesh: &Mesh) -> Vec<String> {
 }
 
 /// Issue 10, D5: the program and its proxy are stopped at once, as when a node is upgraded. The successor reported the
-/// instance as expired, and `heddle run` said that its registration was unknown.
+/// instance as expired, and `heddle run` logged that its registration was unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_is_stopped_together_with_its_proxy_has_left() {
     for pause in [0, 20, 100] {
@@ -126,9 +126,9 @@ async fn an_instance_that_is_stopped_together_with_its_proxy_has_left() {
         mesh.start_proxy("a").await;
         process.exit_cleanly().await;
         old.exit_cleanly().await;
-        let said = process.output();
-        let warned = said.contains("unknown") || said.contains("before every client");
-        assert!(!warned, "{said}");
+        let output = process.output();
+        let warned = output.contains("unknown") || output.contains("before every client");
+        assert!(!warned, "{output}");
         until("it has left", async || {
             let kinds = what_became_of_r1(&mesh).await;
             seen(

@@ -80,7 +80,7 @@ impl Client {
     /// Who answered each call so far; panics at the first that failed.
     pub fn calls(&self) -> Vec<String> {
         let lines = self.process.stdout();
-        let judge = |line: &String| {
+        let outcome = |line: &String| {
             let call: Value = serde_json::from_str(line).unwrap_or_default();
             let instance = call["instance"].as_str();
             let name = self.process.name();
@@ -88,7 +88,7 @@ impl Client {
                 instance.unwrap_or_else(|| panic!("{name} after {} calls: {line}", lines.len()));
             instance.to_owned()
         };
-        lines.iter().map(judge).collect()
+        lines.iter().map(outcome).collect()
     }
 
     /// Waits until a run of calls begun from now on was answered by exactly these instances; no call may fail.

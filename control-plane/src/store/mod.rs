@@ -22,7 +22,7 @@
 //!    than requested, never shorter.
 //! 7. **Watch** returns every change of the keys with a prefix since a revision, in order, none twice, none missing,
 //!    all changes of one revision together. If others raise the revision too, it also returns how far it is, without
-//!    events, so that it soon reaches every revision that this process was told. If the history does not go back far
+//!    events, so that it soon reaches every revision that this process learnt. If the history does not go back far
 //!    enough, it returns [`StoreError::Compacted`]: the watcher then reads the current state and watches from there.
 //! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`] long, a value at most [`Store::max_value_bytes`]. A transaction
 //!    has at most [`MAX_TXN_OPS`] comparisons, as many operations in each branch, and [`MAX_TXN_BYTES`] in all its

@@ -49,7 +49,7 @@ impl ClientView {
     }
 
     /// What a client gets for a name that does not exist. Stock clients would wait for the endpoints of a cluster, and
-    /// keep those of a deleted service; an empty assignment ends both. Our proxies are told that it does not exist.
+    /// keep those of a deleted service; an empty assignment ends both. Our proxies are sent that it does not exist.
     #[must_use]
     pub fn stand_in(&self, kind: Kind, name: &Arc<str>) -> Option<Arc<Resource>> {
         (kind == Kind::Endpoint && self.audience != Audience::Proxy)

@@ -156,15 +156,15 @@ async fn any_replica_reports_every_client_and_names_the_replicas_that_are_missin
     assert!(resource.xds_config.is_some());
     let wanted = fetch(&replicas.first, of("a"), None).await;
     assert_eq!(wanted, first[..1]);
-    let told = parts(&replicas.first, of("a"), None).await;
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0].config, wanted);
+    let shown = parts(&replicas.first, of("a"), None).await;
+    assert_eq!(shown.len(), 1);
+    assert_eq!(shown[0].config, wanted);
 
     let _silent = replicas.add_silent().await;
     let third = fetch(&replicas.first, everybody(), Some("silent")).await;
     assert_eq!(third, first, "the others are there all the same");
-    let told = parts(&replicas.second, of("a"), Some("silent")).await;
-    assert_eq!(told[0].config, wanted);
+    let shown = parts(&replicas.second, of("a"), Some("silent")).await;
+    assert_eq!(shown[0].config, wanted);
 }
 
 #[tokio::test]

@@ -118,9 +118,9 @@ async fn load_reports_are_edges_on_every_replica_while_their_stream_lives() {
     let replicas = Replicas::start().await;
     let _node = replicas.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut ours = Reporter::start(&replicas.first, Some(proxy("node-b")), vec![]).await;
-    let wish = within(ours.answers.message()).await.unwrap().unwrap();
-    assert!(wish.send_all_clusters);
-    let interval = wish.load_reporting_interval.unwrap();
+    let request = within(ours.answers.message()).await.unwrap().unwrap();
+    assert!(request.send_all_clusters);
+    let interval = request.load_reporting_interval.unwrap();
     assert_eq!((interval.seconds, interval.nanos), (0, 100_000_000));
     // Clusters of another control plane are not services of this one.
     ours.report(vec![calls(ECHO, 20, 5), calls("xds_cluster", 9, 0)])
@@ -216,7 +216,7 @@ async fn client_status_reports_what_each_client_has() {
     assert_eq!(ids, ["b", "other"]);
     let of_b = csds.fetch_client_status(request.clone()).await.unwrap();
     let of_b = of_b.into_inner().config;
-    let told = |config: &[envoy_types::pb::envoy::service::status::v3::ClientConfig]| {
+    let states = |config: &[envoy_types::pb::envoy::service::status::v3::ClientConfig]| {
         let [config] = config else {
             panic!("{config:?}")
         };
@@ -236,7 +236,7 @@ async fn client_status_reports_what_each_client_has() {
         ConfigStatus::NotSent,
     );
     assert_eq!(
-        told(&of_b),
+        states(&of_b),
         [
             (
                 ECHO.to_owned(),
@@ -265,7 +265,7 @@ async fn client_status_reports_what_each_client_has() {
     within(async {
         loop {
             let answer = answers.message().await.unwrap().unwrap();
-            if told(&answer.config) == [acked.clone(), none.clone()] {
+            if states(&answer.config) == [acked.clone(), none.clone()] {
                 return;
             }
             ask.send(request.clone()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Instances that have left, or are leaving, and that the control plane may not know of: kept in the state dir, so that
 //! the next process neither restores them nor misses them. Most are saved with the instances (`saved`). Those that leave
-//! a process that was told to stop, and has released the state dir, get a file of that process (`left-<process>`): best
+//! a process that is stopping, and has released the state dir, get a file of that process (`left-<process>`): best
 //! effort, one small file per process, removed by the next one. Which instances leave is not decided here.
 
 use std::sync::Arc;
@@ -117,17 +117,17 @@ pub struct LeftRecord {
     dir: Option<StateDir>,
     name: String,
     /// What the next process knows already.
-    told: Vec<LeftInstance>,
+    saved: Vec<LeftInstance>,
 }
 
 impl LeftRecord {
-    /// `told` was saved with the instances.
+    /// `saved`: what was saved with the instances.
     #[must_use]
-    pub fn new(dir: Option<StateDir>, process_id: &str, told: Vec<LeftInstance>) -> Self {
+    pub fn new(dir: Option<StateDir>, process_id: &str, saved: Vec<LeftInstance>) -> Self {
         Self {
             dir,
             name: format!("{PREFIX}{process_id}"),
-            told,
+            saved,
         }
     }
 
@@ -147,7 +147,7 @@ impl LeftRecord {
     pub async fn update(&mut self, agent: &Agent) {
         let Some(dir) = self.dir.clone() else { return };
         let left = agent.left();
-        if left == self.told {
+        if left == self.saved {
             return;
         }
         let record = SavedRecord {
@@ -157,7 +157,7 @@ impl LeftRecord {
         let name = self.name.clone();
         let write = move || dir.write_beside(&name, &record.encode_to_vec());
         match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => self.told = left,
+            Ok(Ok(())) => self.saved = left,
             Ok(Err(error)) => warn!("cannot record in the state dir which instances left: {error}"),
             Err(_) => {}
         }

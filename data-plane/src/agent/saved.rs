@@ -34,9 +34,9 @@ const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 const REST: Duration = Duration::from_millis(200);
 /// How long, at the start, all instances of the last run together are looked for. A local address without a program
 /// refuses at once.
-const LOOKED_FOR_WITHIN: Duration = Duration::from_millis(300);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
 /// How many at once: each takes a socket.
-const LOOKED_FOR_AT_ONCE: usize = 256;
+const MAX_CONCURRENT_PROBES: usize = 256;
 /// How often the last process's word about its instances is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -76,11 +76,11 @@ pub struct Restored {
 
 impl Restored {
     /// Moves the instances where no program listens any more to those that left: they ended while this node had no
-    /// proxy that they could have told. One that lives registers again in any case.
+    /// proxy to report it to. One that lives registers again in any case.
     pub async fn drop_ended(&mut self) {
-        let until = Instant::now() + LOOKED_FOR_WITHIN;
+        let until = Instant::now() + PROBE_TIMEOUT;
         let mut ended = BTreeSet::new();
-        for some in self.instances.chunks(LOOKED_FOR_AT_ONCE) {
+        for some in self.instances.chunks(MAX_CONCURRENT_PROBES) {
             let mut checks = JoinSet::new();
             for (view, _) in some {
                 let (address, registration) = (view.address, Arc::clone(&view.registration));
@@ -225,7 +225,7 @@ impl Content {
     }
 }
 
-/// Writes at once and after every change, for ever. As long as instances of the last process may come back, it also
+/// Writes at once and after every change, until the process ends. As long as instances of the last process may come back, it also
 /// looks what that process says about them: it may still be finishing its calls.
 pub async fn keep(dir: StateDir, agent: Agent) {
     let loss = "after a restart instances are known once they register again";

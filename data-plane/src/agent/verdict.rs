@@ -49,11 +49,11 @@ impl Agent {
         self.inner.verdicts.session_open.send_modify(|_| {});
     }
 
-    /// Waits until the control plane has judged the registration, as long as a session is open and at most
+    /// Waits until the control plane has decided on the registration, as long as a session is open and at most
     /// [`VERDICT_TIMEOUT`]. Returns a refusal.
     pub(super) async fn refusal(&self, registration: &str) -> Option<Refusal> {
         let mut verdicts = self.inner.verdicts.session_open.subscribe();
-        let judged = async {
+        let decided = async {
             loop {
                 let open = *verdicts.borrow_and_update();
                 match self.table().verdict(registration) {
@@ -64,7 +64,7 @@ impl Agent {
                 verdicts.changed().await.ok()?;
             }
         };
-        timeout(VERDICT_TIMEOUT, judged).await.unwrap_or(None)
+        timeout(VERDICT_TIMEOUT, decided).await.unwrap_or(None)
     }
 
     /// Waits as long as the control plane refuses the registration.

@@ -357,7 +357,7 @@ impl Proxy {
     /// Writes the state for the next process and releases the state dir.
     /// Instances that leave after that are recorded by what it returns.
     async fn give_up_state(&self) -> LeftRecord {
-        let record = |told| LeftRecord::new(self.state.clone(), &self.process_id, told);
+        let record = |saved| LeftRecord::new(self.state.clone(), &self.process_id, saved);
         let Some(state) = &self.state else {
             return record(Vec::new());
         };
@@ -368,14 +368,14 @@ impl Proxy {
             {
                 warn!("cannot write to the state dir: {error}");
             }
-            let told = saved::save(state, &self.agent).await;
+            let saved = saved::save(state, &self.agent).await;
             let state = state.clone();
             // It waits for a write in progress.
             let _ = tokio::task::spawn_blocking(move || state.release()).await;
-            told
+            saved
         };
         match timeout(LONGEST_SAVE, write).await {
-            Ok(told) => record(told),
+            Ok(saved) => record(saved),
             Err(_) => {
                 warn!(
                     "the state dir's disk does not answer: the next start will not have the latest \

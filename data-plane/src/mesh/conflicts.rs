@@ -167,7 +167,7 @@ mod tests {
             builder.build()
         };
         let mut conflicts = Conflicts::default();
-        let mut said = |services: Vec<(&str, u64, bool)>, own| {
+        let mut warning = |services: Vec<(&str, u64, bool)>, own| {
             conflicts.report_changes(&table(&services), &own);
             let mut now = conflicts.current.iter();
             now.next().map(|(path, conflict)| sentence(path, conflict))
@@ -202,12 +202,12 @@ mod tests {
                     .to_owned(),
             ),
         ] {
-            let said = said(all(users, second), register(None)).unwrap();
-            assert!(said.contains(&part), "{said}");
+            let text = warning(all(users, second), register(None)).unwrap();
+            assert!(text.contains(&part), "{text}");
         }
-        let quiet = said(all(true, true), register(Some(false)));
+        let quiet = warning(all(true, true), register(Some(false)));
         assert_eq!(quiet, None, "it wants no paths");
-        assert_eq!(said(vec![("canary", 3, true)], register(None)), None);
+        assert_eq!(warning(vec![("canary", 3, true)], register(None)), None);
     }
 
     #[test]
@@ -230,12 +230,12 @@ mod tests {
             }
             builder.build()
         };
-        let said = ending(&table(&[("canary", 1)]), &path, &before);
-        assert_eq!(said, "canary.default owns the path of u.Users now");
-        let said = ending(&table(&[("users", 1)]), &path, &before);
+        let text = ending(&table(&[("canary", 1)]), &path, &before);
+        assert_eq!(text, "canary.default owns the path of u.Users now");
+        let text = ending(&table(&[("users", 1)]), &path, &before);
         assert!(
-            said.ends_with("any more, which users.default owns"),
-            "{said}"
+            text.ends_with("any more, which users.default owns"),
+            "{text}"
         );
     }
 }

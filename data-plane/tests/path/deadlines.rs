@@ -34,7 +34,7 @@ async fn hold(since: Instant) -> Duration {
     held
 }
 
-/// What a backend was told to have left.
+/// The deadline that a backend received.
 fn left<T>(request: &http::Request<T>) -> Duration {
     let timeout = request.headers()["grpc-timeout"].to_str().unwrap();
     let micros = timeout.strip_suffix('u').unwrap();

@@ -129,8 +129,13 @@ async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
     b.publish(vec![echo(vec![sick])]);
     b.table_in_use().await;
     let reply = client.put(b"x").await;
-    let told = (reply.status(), reply.reason());
-    assert_eq!(told, ("14", "NO_HEALTHY_ENDPOINTS"), "{}", reply.message());
+    let outcome = (reply.status(), reply.reason());
+    assert_eq!(
+        outcome,
+        ("14", "NO_HEALTHY_ENDPOINTS"),
+        "{}",
+        reply.message()
+    );
     let text = "echo.default has 1 instance on node b";
     assert!(reply.message().contains(text), "{}", reply.message());
 }

@@ -37,8 +37,8 @@ async fn silent(address: SocketAddr, count: usize) -> Vec<TcpStream> {
 
 /// Awaits that the proxy has closed a connection.
 async fn closed(mut stream: TcpStream) {
-    let mut heard = Vec::new();
-    let _ = within(stream.read_to_end(&mut heard)).await;
+    let mut received = Vec::new();
+    let _ = within(stream.read_to_end(&mut received)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

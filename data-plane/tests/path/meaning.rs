@@ -86,8 +86,8 @@ async fn an_answer_without_a_body_that_is_too_large_keeps_its_status_and_message
         // With a body to come there is no status yet to keep.
         let large = request("Large").body(()).unwrap();
         let reply = client.call(large, b"x").await.unwrap();
-        let told = (reply.status(), reply.reason());
-        assert_eq!(told, ("13", "RESPONSE_INVALID"), "{way}");
+        let outcome = (reply.status(), reply.reason());
+        assert_eq!(outcome, ("13", "RESPONSE_INVALID"), "{way}");
     }
 }
 

@@ -45,7 +45,7 @@ async fn a_thousand_first_calls_wait_and_all_succeed_once_the_endpoints_come() {
     }
     node.until("all wait", |m| m.waiting_calls == CALLS).await;
     assert_eq!(wanted(&mut node).await, "echo.default");
-    assert!(node.reports.try_recv().is_err(), "it is told once");
+    assert!(node.reports.try_recv().is_err(), "it is notified once");
     // A table that has nothing of it changes nothing.
     node.publish(vec![unheld(echo(vec![]))]);
     assert_eq!(

@@ -72,14 +72,14 @@ fn one_worker() -> Node {
 }
 
 /// Calls, eight at a time, until the listener was dialled that often, and checks how often that was in the time.
-async fn press(node: &Node, listener: &ClosingListener, service: Service, judge: impl Fn(&Reply)) {
+async fn press(node: &Node, listener: &ClosingListener, service: Service, check: impl Fn(&Reply)) {
     let client = node.client().await;
     let start = Instant::now();
     node.publish(vec![service]);
     within(async {
         while listener.attempts() < ATTEMPTS {
             for reply in join_all((0..8).map(|_| client.put(b"x"))).await {
-                judge(&reply);
+                check(&reply);
             }
         }
     })
@@ -135,8 +135,8 @@ async fn the_only_instance_is_left_alone_too_and_its_callers_are_told() {
     let listener = ClosingListener::closed(served.address).await;
     let node = one_worker();
     let service = echo(vec![local("e1", listener.address)]);
-    let told = |reply: &Reply| assert_eq!(reply.reason(), "CONNECT_FAILED", "{reply:?}");
-    press(&node, &listener, service, told).await;
+    let refused = |reply: &Reply| assert_eq!(reply.reason(), "CONNECT_FAILED", "{reply:?}");
+    press(&node, &listener, service, refused).await;
 
     listener.open.store(true, Ordering::SeqCst);
     let client = node.client().await;

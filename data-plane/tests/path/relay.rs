@@ -56,7 +56,7 @@ async fn many_callers_share_few_connections() {
     let mut clients = Vec::new();
     for n in 1..=16 {
         let client = node.client().await;
-        // One after the other: where a connection goes is judged by those that are known.
+        // One after the other: where a connection goes depends on those that are known.
         node.until("it is accepted", |m| m.downstream_connections == n)
             .await;
         clients.push(client.clone());

@@ -177,11 +177,16 @@ async fn a_server_that_refuses_everything_is_not_asked_for_ever() {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         let reply = bodiless(&client, None).await;
-        let told = (reply.status(), reply.reason());
-        assert_eq!(told, ("14", "UPSTREAM_RESET"), "{way}: {}", reply.message());
+        let outcome = (reply.status(), reply.reason());
+        assert_eq!(
+            outcome,
+            ("14", "UPSTREAM_RESET"),
+            "{way}: {}",
+            reply.message()
+        );
         let reply = bodiless(&client, Some("700m")).await;
-        let told = (reply.status(), reply.reason());
-        assert_eq!(told, ("4", "DEADLINE_EXCEEDED"), "{way}");
+        let outcome = (reply.status(), reply.reason());
+        assert_eq!(outcome, ("4", "DEADLINE_EXCEEDED"), "{way}");
     }
 }
 

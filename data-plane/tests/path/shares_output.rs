@@ -220,7 +220,7 @@ async fn answers_that_unfold_cost_no_other_service_the_link() {
     gate.add_permits(HONEST * 2);
     all_well(calls).await;
     all_well(honest(&a.client().await)).await;
-    // Nor is anything lost of what the service said.
+    // Nor is anything lost of what the service sent.
     for (response, _send) in victims {
         let reply = within(read_reply(response)).await.unwrap();
         assert_eq!(reply.status(), "0");

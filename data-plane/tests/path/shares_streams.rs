@@ -125,7 +125,7 @@ async fn a_flood_over_a_link_leaves_streams_to_other_callers_of_its_node() {
     b.publish(vec![on_b("e1", backend.address)]);
     let flood = a.client().await;
     let mut held = vec![hang(&flood, ECHO_HANG, 1).await];
-    // The instance has said by now how many streams it allows.
+    // The instance has announced by now how many streams it allows.
     backend.until_calls(1).await;
     held.push(hang(&flood, ECHO_HANG, 199).await);
     b.until("the rest waits there", |m| {
@@ -223,7 +223,7 @@ async fn an_overloaded_node_hands_the_call_back_for_another_instance() {
     let client = a.client().await;
     let _held = hang(&client, ECHO_HANG, 1).await;
     busy.until_calls(1).await;
-    // There is no other instance: the caller hears what the other proxy said, and at once.
+    // There is no other instance: the caller gets the answer of the other proxy at once.
     let reply = client.put(b"x").await;
     assert_eq!((reply.status(), reply.reason()), ("14", "OVERLOADED"));
     let why = "instance e1 of echo.default on node b";

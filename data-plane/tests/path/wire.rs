@@ -121,7 +121,7 @@ impl Wire {
 
     /// The next frame; `None` when the connection has ended. Settings and pings are answered on the way.
     pub(crate) async fn frame(&mut self) -> Option<Frame> {
-        // Around the whole wait: pings come for ever.
+        // Around the whole wait: pings never end.
         within(self.unbounded_frame()).await
     }
 

@@ -192,7 +192,7 @@ pub(crate) struct DrainingAgents {
     leaving: CancellationToken,
     /// The calls in flight at each, as last reported. Closed when there are none.
     in_flight: Vec<watch::Receiver<u32>>,
-    /// When the newest of them said that it was told to stop.
+    /// When the newest of them reported that it is stopping.
     since: Option<Instant>,
 }
 

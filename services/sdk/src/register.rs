@@ -38,10 +38,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// If the instance leaves while it registers, the answer is awaited for this long, so that the registration can be
 /// undone.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(1);
-/// A process of the agent that does not answer because it was told to stop says so on the keep-alive stream within this
+/// A process of the agent that does not answer because it is stopping reports it on the keep-alive stream within this
 /// time.
 const DRAIN_TOLD_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the mesh keeps the instances of a node whose proxy was told to stop, and so how long an instance that leaves
+/// How long the mesh keeps the instances of a node whose proxy is stopping, and so how long an instance that leaves
 /// waits for the next process (docs/health.md).
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest pause between two attempts to reach the next process while the instance leaves.
@@ -280,7 +280,7 @@ impl Registrar {
                         if left.answered {
                             return RegistrationEnd::Left(left.departure);
                         }
-                        // The agent's process may have been told to stop: then its stream says so.
+                        // The agent's process may be stopping: then its stream reports it.
                         match timeout(DRAIN_TOLD_TIMEOUT, &mut alive).await {
                             Ok(draining @ End::Draining(_)) => draining,
                             _ => return RegistrationEnd::Left(left.departure),

@@ -30,31 +30,31 @@ pub(crate) struct Options {
     /// The protocol of the program
     #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http"], default_value = "grpc")]
     protocol: String,
-    /// Its share of calls relative to the other instances of the service
+    /// The program's share of calls relative to the other instances of the service
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     weight: u32,
-    /// A proto service that it serves, in addition to those that its server reflection lists; repeatable
+    /// A proto service that the program serves, in addition to those that its server reflection lists; repeatable
     #[arg(long, value_name = "PACKAGE.SERVICE")]
     proto: Vec<String>,
-    /// Descriptors of its proto services if it has no server reflection: the output of protoc --include_imports
+    /// Descriptors of the program's proto services if it has no server reflection: the output of protoc --include_imports
     /// --descriptor_set_out=FILE or of buf build -o FILE
     #[arg(long, value_name = "FILE")]
     descriptors: Option<PathBuf>,
-    /// Claim no paths: it is called by its service's name only, for example as a canary of another service
+    /// Claim no paths: the program is called by its service's name only, for example as a canary of another service
     #[arg(long)]
     no_paths: bool,
-    /// How the agent checks it: auto (grpc if the program answers gRPC health checks, else tcp), tcp, grpc, grpc:SERVICE,
+    /// How the agent checks the program: auto (grpc if it answers gRPC health checks, else tcp), tcp, grpc, grpc:SERVICE,
     /// http, http:/PATH, keep-alive or none
     #[arg(long, value_name = "CHECK", default_value = "auto")]
     health: String,
-    /// The port that it listens on, given to it as $PORT; 0: a free one at each start
+    /// The port that the program listens on, given to it as $PORT; 0: a free one at each start
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
-    /// When to restart it after it has ended: on-failure, always or never
+    /// When to restart the program after it has ended: on-failure, always or never
     #[arg(long, value_name = "WHEN", value_enum, default_value = "on-failure")]
     restart: Restart,
-    /// How long, on SIGTERM and after it has left the mesh, its calls in flight may take before the program itself gets
-    /// SIGTERM; it then has as long again before it is killed
+    /// On SIGTERM the program leaves the mesh: how long its calls in flight may then take before the program gets SIGTERM,
+    /// and how long it may take after that before it is killed
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = stop_timeout)]
     stop_timeout: Duration,
     /// The agent of this node: http://HOST:PORT or unix:/path; the program gets it as $HEDDLE_AGENT, and as HOST:PORT (or

@@ -79,7 +79,7 @@ impl InstanceTable {
         };
         let used = same.as_ref().map(|p| p.view.checked_by);
         let checked_by = checked.check.checked_by(used.unwrap_or_default());
-        // The same content is not sent again, so the control plane does not judge it again.
+        // The same content is not sent again, so the control plane does not decide on it again.
         let verdict = match &same {
             Some(p) if p.view.instance == checked.instance => p.verdict.clone(),
             _ => Verdict::Pending,

@@ -255,7 +255,7 @@ impl Stream {
                 change.upserted.push(local);
             }
         }
-        // The control plane has removed those that it refused, and has told it.
+        // The control plane has removed those that it refused, and has reported that.
         let left = self
             .sent
             .keys()

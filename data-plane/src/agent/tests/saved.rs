@@ -84,9 +84,9 @@ async fn what_leaves_before_the_end_is_not_missed_by_the_next_process() {
     assert!(after.drain("no such", None, Duration::ZERO).is_none());
 }
 
-/// Issue 10, D5: nobody told the next process, which served it until its time to come back was over.
+/// Issue 10, D5: the next process did not know, and served it until its time to come back was over.
 #[tokio::test]
-async fn what_leaves_a_process_that_was_told_to_stop_is_known_to_the_next_one() {
+async fn what_leaves_a_stopping_process_is_known_to_the_next_one() {
     let temp = tempfile::tempdir().unwrap();
     let dir = StateDir::open(temp.path()).unwrap();
     let before = Agent::new("a");
@@ -97,9 +97,9 @@ async fn what_leaves_a_process_that_was_told_to_stop_is_known_to_the_next_one() 
     let (first, second, back) = (add("first"), add("second"), add("back"));
     add("stays");
     before.stop();
-    let told = saved::save(&dir, &before).await;
+    let saved = saved::save(&dir, &before).await;
     dir.release();
-    let mut record = LeftRecord::new(Some(dir), "p1", told);
+    let mut record = LeftRecord::new(Some(dir), "p1", saved);
     record.update(&before).await;
     let files = || fs::read_dir(temp.path()).unwrap().filter_map(Result::ok);
     let records = || files().filter(|e| e.file_name().to_string_lossy().starts_with("left-"));

@@ -188,7 +188,7 @@ async fn a_conflict_has_one_event_however_many_instances_come() {
     );
 }
 
-/// Issue 10, B2: the event said that the owner gets the calls, when it had no instance, and nothing told the end.
+/// Issue 10, B2: the event said that the owner gets the calls, when it had no instance, and nothing recorded the end.
 #[tokio::test]
 async fn a_conflict_names_who_stands_in_and_its_end_is_told() {
     let fixture = fixture(ClaimOptions {
@@ -217,16 +217,16 @@ async fn a_conflict_names_who_stands_in_and_its_end_is_told() {
     ] {
         let users: &[&str] = if has { &["users/u1"] } else { &[] };
         set(&mut a, registry, users).await;
-        let told = |view: &View| {
+        let recorded = |view: &View| {
             let last = of_canary(view, "path-conflict").pop();
             last == Some(format!("{first}{now}"))
         };
-        fixture.until(told).await;
+        fixture.until(recorded).await;
     }
     set(&mut b, registry, &[]).await;
     let over = |view: &View| {
-        let told = of_canary(view, "path-released");
-        matches!(&*told, [cause] if cause.ends_with("it no longer claims the path, which users.default owns"))
+        let recorded = of_canary(view, "path-released");
+        matches!(&*recorded, [cause] if cause.ends_with("it no longer claims the path, which users.default owns"))
     };
     fixture.until(over).await;
     assert_eq!(

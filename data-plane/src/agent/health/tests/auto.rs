@@ -56,19 +56,19 @@ async fn health_server(
     (reporter, stop, serving)
 }
 
-/// A server of gRPC health behind a forwarder that keeps its connections but forwards no more once it is told.
-async fn answering_until_told(outer: TcpListener) -> CancellationToken {
+/// A server of gRPC health behind a forwarder that keeps its connections but forwards no more once it is hung.
+async fn answering_until_hung(outer: TcpListener) -> CancellationToken {
     let (inner, behind) = listener().await;
     let hang = CancellationToken::new();
-    let told = hang.clone();
+    let hung = hang.clone();
     tokio::spawn(async move {
         let _server = health_server(inner).await;
         while let Ok((mut from, _)) = outer.accept().await {
-            let told = told.clone();
+            let hung = hung.clone();
             tokio::spawn(async move {
                 let mut to = tokio::net::TcpStream::connect(behind).await.unwrap();
                 let copied = tokio::io::copy_bidirectional(&mut from, &mut to);
-                if told.run_until_cancelled(copied).await.is_none() {
+                if hung.run_until_cancelled(copied).await.is_none() {
                     std::future::pending::<()>().await;
                 }
             });
@@ -127,7 +127,7 @@ async fn a_program_without_grpc_health_is_checked_by_connections() {
 #[tokio::test]
 async fn a_program_that_hangs_later_is_not_checked_by_connections_instead() {
     let (listener, address) = listener().await;
-    let hang = answering_until_told(listener).await;
+    let hang = answering_until_hung(listener).await;
     let agent = start(address);
     checked_by(&agent, Kind::Grpc).await;
     // From now on connections are accepted, and nothing is answered.

@@ -1,4 +1,4 @@
-//! Checks against real servers on free ports: how each response is judged, and what happens without one.
+//! Checks against real servers on free ports: how each response is classified, and what happens without one.
 
 mod auto;
 
