@@ -23,8 +23,7 @@ pub use membership::{Lag, Membership};
 #[cfg(test)]
 pub(crate) use model::is_significant;
 pub use model::{
-    ByPath, CALLERS, Clash, Event, Instance, KnownService, Named, Node, NodeIdentity, Replica,
-    by_path, owner_among,
+    CALLERS, Clash, Event, Instance, KnownService, Node, NodeIdentity, Replica, owner_among,
 };
 pub use options::{
     ClaimOptions, ExpiryOptions, GcOptions, IdleOptions, RegistryError, RegistryOptions,

@@ -19,13 +19,10 @@ use envoy_types::{
     },
     util::pack_any,
 };
-use heddle_proto::paths::{Claimant, Rank};
+use heddle_proto::paths::{ByPath, Claimant, Instances, Path, Rank};
 use prost::Message as _;
 
-use crate::{
-    names::ServiceName,
-    registry::{ByPath, CALLERS, Named, by_path},
-};
+use crate::registry::CALLERS;
 
 use super::{
     Encodes, Kind, Resource, ServiceContent,
@@ -82,12 +79,16 @@ pub(super) fn routes<'a>(
         for claim in &service.claims {
             let claimant = Claimant {
                 service,
+                namespace: &service.name.namespace,
                 name: &service.name.service,
                 rank: match claim.since {
                     0 => Rank::Unordered,
                     since => Rank::Since(since),
                 },
-                without_instances: service.has_no_instances(),
+                instances: match service.has_no_instances() {
+                    true => Instances::None,
+                    false => Instances::Some,
+                },
             };
             claims.entry(&claim.proto).or_default().push(claimant);
         }
@@ -135,19 +136,10 @@ fn virtual_host(service: &ServiceContent) -> VirtualHost {
     }
 }
 
-impl Named for &ServiceContent {
-    fn name(&self) -> &ServiceName {
-        &self.name
-    }
-}
-
 /// None if several services may be meant by a proto service: it is not routed by path. Envoy's callers have the same
 /// namespace as those of Heddle's proxies, and the rule is the same.
 fn route_by_path(proto: &str, claimants: Vec<Claimant<'_, &ServiceContent>>) -> Option<Route> {
-    let ByPath::One {
-        serves: service, ..
-    } = by_path(claimants, CALLERS)
-    else {
+    let ByPath::One(service) = Path::of(claimants).calls_from(CALLERS) else {
         return None;
     };
     let mut matched = prefix(&format!("/{proto}/"));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use heddle_proto::{
-    paths::Owner,
+    paths::{ByPath, Owner},
     registry::v1::Health,
     status::v1::{
         GetMeshRequest, GetServiceRequest, Instance, ListEdgesRequest, ListEdgesResponse,
@@ -22,7 +22,7 @@ use tonic::{Request, Response};
 use crate::{
     load::Loads,
     names::ServiceName,
-    registry::{self, ByPath, CALLERS, Membership, Registry, View},
+    registry::{self, CALLERS, Membership, Registry, View},
     replica::{Peers, own_clients},
     snapshot::{ServiceContent, hidden_from_direct_clients},
     xds::Clients,
@@ -326,8 +326,8 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
         ambiguous_protos: protos
             .iter()
             .filter(|proto| match view.by_path(proto, CALLERS) {
-                ByPath::Ambiguous(meant) => meant.contains(&name),
-                ByPath::Unclaimed | ByPath::One { .. } => false,
+                ByPath::Several(meant) => meant.contains(&name),
+                ByPath::Unclaimed | ByPath::One(_) => false,
             })
             .cloned()
             .collect(),
@@ -339,15 +339,18 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
 
 /// Which service gets the calls of a proto service in the namespace of a service that serves it.
 fn path(view: &View, proto: &str, service: &ServiceName) -> Path {
-    let (owner, stand_in) = match view.path_owner(proto, &service.namespace) {
-        Owner::One { owner, serves } if owner != serves => (owner.to_string(), serves.to_string()),
-        Owner::One { owner, .. } => (owner.to_string(), String::new()),
-        Owner::Unclaimed | Owner::Unclear(_) => (String::new(), String::new()),
+    let owner = match view.path_owner(proto, &service.namespace) {
+        Owner::One { owner, .. } => Some(owner),
+        Owner::Unclaimed | Owner::Unclear(_) => None,
+    };
+    let stand_in = match view.by_path(proto, &service.namespace) {
+        ByPath::One(serves) if owner.is_some_and(|owner| owner != serves) => serves.to_string(),
+        ByPath::Unclaimed | ByPath::One(_) | ByPath::Several(_) => String::new(),
     };
     let claimed = view.path_claimants(proto).any(|it| it.service == service);
     Path {
         proto: proto.to_owned(),
-        owner,
+        owner: owner.map(ToString::to_string).unwrap_or_default(),
         stand_in,
         claimed,
     }
@@ -460,5 +463,17 @@ mod tests {
         check(&mesh, "");
         mesh.remove("a/users/1");
         check(&mesh, "users-canary.default");
+        mesh.put("a/other.shop/1", "10.0.0.2:80").protos = vec![proto("u.Users", &[])];
+        check(&mesh, "users-canary.default");
+        mesh.remove("a/users-canary/1");
+        mesh.snapshot();
+        let view = mesh.view();
+        let users = service_of(&view, &ServiceName::parse("users").unwrap()).unwrap();
+        let path = users.paths.first().unwrap();
+        assert_eq!(
+            (&*path.owner, &*path.stand_in),
+            ("users.default", "other.shop")
+        );
+        assert_eq!(users.ambiguous_protos, [""; 0]);
     }
 }

@@ -8,7 +8,7 @@ pub(in crate::registry) mod node;
 mod replica;
 pub(in crate::registry) mod service;
 
-pub use by_path::{ByPath, CALLERS, Named, by_path, owner_among};
+pub use by_path::{CALLERS, owner_among};
 pub use event::Event;
 pub use instance::Instance;
 pub use node::{Clash, Node, NodeIdentity};

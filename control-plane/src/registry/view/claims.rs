@@ -7,7 +7,7 @@ use std::{
 };
 
 use heddle_proto::{
-    paths::{Claimant, Rank},
+    paths::{Claimant, Instances, Rank},
     store::v1::ClaimRecord,
 };
 
@@ -55,14 +55,18 @@ impl Claims {
                 .iter()
                 .map(move |(service, empty)| (proto, service, *empty))
         });
-        claimants.map(|(proto, service, without_instances)| Claimant {
+        claimants.map(|(proto, service, empty)| Claimant {
             service,
+            namespace: &service.namespace,
             name: &service.service,
             rank: match self.since(service, proto) {
                 Revision(0) => Rank::Unordered,
                 Revision(since) => Rank::Since(since),
             },
-            without_instances,
+            instances: match empty {
+                true => Instances::None,
+                false => Instances::Some,
+            },
         })
     }
 

@@ -9,12 +9,12 @@ use std::{
 };
 
 use heddle_proto::{
-    paths::{Claimant, Owner},
+    paths::{ByPath, Claimant, Owner, Path},
     registry::v1::Health,
 };
 
 use super::model::{
-    ByPath, Event, Instance, KnownService, Node, Replica, by_path,
+    Event, Instance, KnownService, Node, Replica,
     node::{Alive, Clash},
     owner_among,
 };
@@ -191,7 +191,7 @@ impl View {
     /// The service that a call by path is for, if its caller is in this namespace.
     #[must_use]
     pub fn by_path(&self, proto: &str, namespace: &str) -> ByPath<&ServiceName> {
-        by_path(self.path_claimants(proto).collect(), namespace)
+        Path::of(self.path_claimants(proto).collect()).calls_from(namespace)
     }
 
     /// The proto services whose paths a service claims now, sorted, each with the revision since which the store has

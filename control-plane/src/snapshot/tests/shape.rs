@@ -214,6 +214,17 @@ fn envoys_routes_say_what_outbound_does() {
         Some("/z.Z/ one.y"),
         "one without instances is in nobody's way"
     );
+    mesh.remove("a/one.y/1");
+    let z = paths(&mesh.snapshot()).1.pop();
+    assert!(
+        z.is_some_and(|z| z.starts_with("/z.Z/ one.")),
+        "UNAVAILABLE"
+    );
+    // The caller's own namespace yields to the only other one that has instances.
+    mesh.remove("a/a-canary/1");
+    mesh.remove("a/users/2");
+    let both = &paths(&mesh.snapshot()).1[1];
+    assert_eq!(both, "/x.Both/ orders.shop");
 }
 
 /// Issue 10, B2: proxies get the claims and since when they exist, and a change of one claim changes one index.

@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heddle_proto::paths::{Claimant, Owner, Rank, owner};
+use heddle_proto::paths::Rank;
 use rustc_hash::FxHashMap;
 
 use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Health, Target};
 use crate::balance::slow_start::Warming;
+
+mod targets;
+
+use targets::Targets;
 
 /// A service's protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -128,7 +132,7 @@ pub enum Claim<'t> {
 }
 
 /// By the name of a proto service as in paths.
-type ByProto<T> = FxHashMap<Box<[u8]>, Vec<T>>;
+type ByProto<T> = FxHashMap<Box<[u8]>, T>;
 
 /// Everything that the routing of calls depends on, at one moment.
 #[derive(Debug)]
@@ -141,10 +145,7 @@ pub struct RouteTable {
     /// Sorted by name.
     services: Vec<Arc<Service>>,
     by_name: FxHashMap<Arc<str>, Arc<Service>>,
-    /// The services that get the calls by path, sorted by namespace: one per namespace, unless several have no order.
-    by_proto: ByProto<Arc<Service>>,
-    /// Owners of proto services that have no instance, so that another service gets their calls.
-    away: ByProto<Arc<Service>>,
+    by_proto: ByProto<Targets>,
     draining: Vec<u64>,
 }
 
@@ -216,41 +217,23 @@ impl RouteTable {
     /// other.
     #[must_use]
     pub fn claim(&self, proto_service: impl AsRef<[u8]>, namespace: &str) -> Claim<'_> {
-        let Some(all) = self.by_proto.get(proto_service.as_ref()) else {
+        let Some(targets) = self.by_proto.get(proto_service.as_ref()) else {
             return Claim::None;
         };
-        // It gets the calls of all namespaces.
-        if let [one] = all.as_slice() {
-            return Claim::One(one);
-        }
-        let start = all.partition_point(|s| *s.namespace < *namespace);
-        let own = all.get(start..).unwrap_or_default();
-        let len = own
-            .iter()
-            .take_while(|s| *s.namespace == *namespace)
-            .count();
-        match (own.get(..len).unwrap_or_default(), all.as_slice()) {
+        match targets.calls_from(namespace) {
             // It is implemented, but no service claims its path.
-            (_, []) => Claim::None,
-            ([one], _) => Claim::One(one),
-            ([], all) => only_one_with_instances(all).map_or(Claim::Many(all), Claim::One),
-            (own, _) => Claim::Many(own),
+            [] => Claim::None,
+            [one] => Claim::One(one),
+            several => Claim::Many(several),
         }
     }
 
     /// The owner of a proto service's path in a namespace, even if another service stands in for it.
     #[must_use]
     pub fn path_owner(&self, proto_service: &str, namespace: &str) -> Option<&Arc<Service>> {
-        let here = |service: &&Arc<Service>| *service.namespace == *namespace;
-        let away = self.away.get(proto_service.as_bytes());
-        let mut away = away.into_iter().flatten().filter(here);
-        let mut serving = self
-            .by_proto
+        self.by_proto
             .get(proto_service.as_bytes())?
-            .iter()
-            .filter(here);
-        let (one, other) = (serving.next(), serving.next());
-        away.next().or(one.filter(|_| other.is_none()))
+            .owner(namespace)
     }
 
     /// Services that implement a proto service without claiming its path.
@@ -279,13 +262,10 @@ impl RouteTable {
         let services: Vec<Arc<Service>> = self.services.iter().map(copy).collect();
         let by_name = index(&services);
         let same = |service: &Arc<Service>| by_name.get(&service.name).cloned();
-        let claims = |all: &Vec<Arc<Service>>| all.iter().filter_map(same).collect();
-        let copied = |of: &ByProto<Arc<Service>>| {
-            of.iter()
-                .map(|(name, all)| (name.clone(), claims(all)))
-                .collect()
-        };
-        let (by_proto, away) = (copied(&self.by_proto), copied(&self.away));
+        let by_proto = self.by_proto.iter();
+        let by_proto = by_proto
+            .map(|(name, targets)| (name.clone(), targets.map(same)))
+            .collect();
         Self {
             node: Arc::clone(&self.node),
             own_names: self.own_names.clone(),
@@ -295,7 +275,6 @@ impl RouteTable {
             services,
             by_name,
             by_proto,
-            away,
             draining: self.draining.clone(),
         }
     }
@@ -339,7 +318,7 @@ impl Builder {
     #[must_use]
     pub fn build(self) -> RouteTable {
         let mut services = Vec::with_capacity(self.services.len());
-        let mut claimed: ByProto<(Arc<Service>, Rank)> = FxHashMap::default();
+        let mut claimed: ByProto<Vec<(Arc<Service>, Rank)>> = FxHashMap::default();
         for mut service in self.services.into_values() {
             service.prepare(&self.region, &self.zone);
             let service = Arc::new(service);
@@ -353,16 +332,10 @@ impl Builder {
             }
             services.push(service);
         }
-        let mut away = FxHashMap::default();
-        let mut by_proto = FxHashMap::default();
-        for (proto, mut claims) in claimed {
-            claims.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-            let (serving, owners) = decide(&claims);
-            if !owners.is_empty() {
-                away.insert(proto.clone(), owners);
-            }
-            by_proto.insert(proto, serving);
-        }
+        let by_proto = claimed
+            .into_iter()
+            .map(|(proto, claims)| (proto, Targets::of(&claims)))
+            .collect();
         let endpoints = services.iter().flat_map(|s| &s.endpoints.endpoints);
         let draining = endpoints
             .filter(|e| e.health == Health::Draining && matches!(e.target, Target::Local(_)))
@@ -383,7 +356,6 @@ impl Builder {
             by_name: index(&services),
             services,
             by_proto,
-            away,
             draining,
         }
     }
@@ -392,44 +364,6 @@ impl Builder {
 fn index(services: &[Arc<Service>]) -> FxHashMap<Arc<str>, Arc<Service>> {
     let entry = |service: &Arc<Service>| (Arc::clone(&service.name), Arc::clone(service));
     services.iter().map(entry).collect()
-}
-
-fn has_no_instances(service: &Service) -> bool {
-    service.endpoints_known && service.endpoints.endpoints.is_empty()
-}
-
-/// The only service with instances, if there is exactly one: services without instances do not block callers of other
-/// namespaces.
-fn only_one_with_instances(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
-    let mut with_instances = claims.iter().filter(|service| !has_no_instances(service));
-    with_instances
-        .next()
-        .filter(|_| with_instances.next().is_none())
-}
-
-/// For one proto service: the services that get its calls, by namespace, and the owners for which another stands in.
-/// The claims are sorted by namespace.
-fn decide(claims: &[(Arc<Service>, Rank)]) -> (Vec<Arc<Service>>, Vec<Arc<Service>>) {
-    let (mut serving, mut away) = (Vec::new(), Vec::new());
-    for of_namespace in claims.chunk_by(|(a, _), (b, _)| a.namespace == b.namespace) {
-        let claimants = of_namespace.iter().map(|(service, rank)| Claimant {
-            service,
-            name: &service.service,
-            rank: *rank,
-            without_instances: has_no_instances(service),
-        });
-        match owner(claimants.collect()) {
-            Owner::Unclaimed => {}
-            Owner::One { owner, serves } => {
-                serving.push(Arc::clone(serves));
-                if !Arc::ptr_eq(owner, serves) {
-                    away.push(Arc::clone(owner));
-                }
-            }
-            Owner::Unclear(several) => serving.extend(several.into_iter().map(Arc::clone)),
-        }
-    }
-    (serving, away)
 }
 
 #[cfg(test)]

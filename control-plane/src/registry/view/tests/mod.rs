@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use heddle_proto::control::v1::ProtoService;
+use heddle_proto::{control::v1::ProtoService, paths::Instances};
 use proptest::prelude::*;
 
 use super::*;
@@ -264,7 +264,7 @@ proptest! {
             view.apply(changes, &mut Batch::default());
             for proto in ["p0.Api", "p1.Api"] {
                 let claimants = view.path_claimants(proto);
-                let claimants: Vec<_> = claimants.map(|it| (it.service.clone(), it.without_instances)).collect();
+                let claimants: Vec<_> = claimants.map(|it| (it.service.clone(), it.instances == Instances::None)).collect();
                 prop_assert_eq!(&claimants, &claimants_by_definition(&view, proto));
                 let since = |service: &ServiceName| {
                     let key = keys::claim(proto, service);
