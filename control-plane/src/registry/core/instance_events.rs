@@ -22,19 +22,21 @@ use crate::{
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Changes beyond this number are only counted.
 const MAX_BATCH: usize = 20_000;
-/// If a batch has more changes than this of one kind and service, they share one event.
-const MAX_SINGLE_EVENTS: usize = 5;
+/// If there are more changes than this of one kind and service at once, they share one event.
+pub(in crate::registry) const MAX_SINGLE_EVENTS: usize = 5;
 /// The most events per batch; one more event counts the rest.
 const MAX_EVENTS: usize = 50;
 /// The most nodes that a combined event names.
 const NAMED_NODES: usize = 3;
 
-/// The kinds of these events. They may make up at most half of all stored events.
-pub(in crate::registry) const KINDS: [&str; 4] = [
+/// The kinds of events of instances, of which those of this file come first. Together they may make up at most half of
+/// all stored events.
+pub(in crate::registry) const KINDS: [&str; 5] = [
     "instance-joined",
     "instance-left",
     "instance-unhealthy",
     "instance-healthy",
+    "instance-expired",
 ];
 
 /// What an instance did.

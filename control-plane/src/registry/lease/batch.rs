@@ -8,7 +8,10 @@ use prost::Message as _;
 use crate::{
     names::{InstanceKey, ServiceName, keys},
     registry::{
-        core::events::{EventEntry, NewEvent},
+        core::{
+            events::{EventEntry, NewEvent},
+            instance_events::MAX_SINGLE_EVENTS,
+        },
         model::KnownService,
     },
     store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op},
@@ -16,10 +19,6 @@ use crate::{
 
 /// Writes per transaction: each may need a second operation, for the record of its service or for an event.
 pub(super) const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
-/// If a write removes more instances than this without a request, those of one transaction, service and cause share an
-/// event; otherwise each has its own. Without this limit, a node that drops a thousand instances would displace all
-/// other events.
-pub(super) const MAX_SINGLE_EVENTS: usize = 100;
 /// The size of an event without its names and cause, rounded up.
 const EVENT_BYTES: usize = 256;
 
@@ -82,8 +81,6 @@ pub(super) fn transactions(
     writes: Vec<Write>,
     entry: impl Fn(&NewEvent) -> EventEntry,
 ) -> Vec<Transaction> {
-    let unrequested = writes.iter().filter(|write| write.unrequested.is_some());
-    let one_by_one = unrequested.count() <= MAX_SINGLE_EVENTS;
     let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
     let mut transactions = Vec::new();
     let mut open = Open::default();
@@ -112,12 +109,12 @@ pub(super) fn transactions(
             .map_or(0, |it| it.cause.len() + EVENT_BYTES);
         let bytes = op.value_bytes() + record.as_ref().map_or(0, Op::value_bytes) + of_event;
         if open.is_full(bytes) {
-            transactions.push(std::mem::take(&mut open).close(one_by_one, &entry));
+            transactions.push(std::mem::take(&mut open).close(&entry));
         }
         open.add(op, record, unrequested, bytes);
     }
     if open.writes > 0 {
-        transactions.push(open.close(one_by_one, &entry));
+        transactions.push(open.close(&entry));
     }
     transactions
 }
@@ -155,14 +152,10 @@ impl Open {
         self.unrequested.extend(unrequested);
     }
 
-    fn close(self, one_by_one: bool, entry: impl Fn(&NewEvent) -> EventEntry) -> Transaction {
+    fn close(self, entry: impl Fn(&NewEvent) -> EventEntry) -> Transaction {
         let mut ops = self.ops;
         ops.extend(self.records.into_values());
-        let events = if one_by_one {
-            self.unrequested.iter().map(alone).collect()
-        } else {
-            together(&self.unrequested)
-        };
+        let events = events_of(&self.unrequested);
         let entries = events.iter().map(entry).collect();
         Transaction {
             ops,
@@ -178,22 +171,23 @@ fn alone(gone: &UnrequestedRemoval) -> NewEvent {
     NewEvent::of_instance(EXPIRED, &gone.key, &gone.cause)
 }
 
-/// One event for each service and cause.
-fn together(gone: &[UnrequestedRemoval]) -> Vec<NewEvent> {
+/// If more than [`MAX_SINGLE_EVENTS`] instances of one service are removed for one cause, they share an event.
+fn events_of(gone: &[UnrequestedRemoval]) -> Vec<NewEvent> {
     let mut groups: BTreeMap<(&ServiceName, &str), Vec<&UnrequestedRemoval>> = BTreeMap::new();
     for one in gone {
         let group = groups.entry((&one.key.service, &one.cause)).or_default();
         group.push(one);
     }
-    let event =
-        |((_, cause), group): ((&ServiceName, &str), Vec<&UnrequestedRemoval>)| match &*group {
-            [first, .., last] => {
+    let mut events = Vec::new();
+    for ((_, cause), group) in groups {
+        match &*group {
+            [first, .., last] if group.len() > MAX_SINGLE_EVENTS => {
                 let (count, first, last) = (group.len(), &first.key, &last.key);
                 let cause = format!("{count} instances, {} to {}: {cause}", first.id, last.id);
-                Some(NewEvent::of_instances(EXPIRED, first, &cause))
+                events.push(NewEvent::of_instances(EXPIRED, first, &cause));
             }
-            [one] => Some(alone(one)),
-            [] => None,
-        };
-    groups.into_iter().filter_map(event).collect()
+            few => events.extend(few.iter().map(|one| alone(one))),
+        }
+    }
+    events
 }

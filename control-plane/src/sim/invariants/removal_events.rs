@@ -30,7 +30,7 @@ pub(in crate::sim) fn went(simulation: &Simulation, address: &str, how: Went) {
 const UNKNOWN: &str = "missing from its node's list when the session was reopened";
 
 pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &Changes) {
-    let mut reported = reported(simulation, changes);
+    let (mut reported, mut several) = reported(simulation, changes);
     for event in changes.events.iter() {
         let (Some(name), Some(before), None) = (
             event.key.strip_prefix("instance/"),
@@ -39,7 +39,13 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
         ) else {
             continue;
         };
-        let cause = reported.remove(name);
+        let cause = reported.remove(name).or_else(|| {
+            // One event about several instances of the service on the node.
+            let of_service = name.rsplit_once('/').map(|(of_service, _)| of_service);
+            let (left, cause) = several.get_mut(of_service.unwrap_or_default())?;
+            *left = left.checked_sub(1)?;
+            Some(cause.clone())
+        });
         let node = name.split('/').next().unwrap_or_default();
         // The removals of a lapsed node are in the node's own event.
         let by_session = machine.get(&format!("alive/{node}")).is_some();
@@ -60,14 +66,15 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
         if !holds {
             simulation.broken(
                 "I9 removal events",
-                format_args!("{name} at {address} goes, and the reported cause is {cause:?}"),
+                format_args!("{name} at {address} goes, and the cause reported is {cause:?}"),
             );
         }
     }
-    if !reported.is_empty() {
+    several.retain(|_, (left, _)| *left > 0);
+    if !reported.is_empty() || !several.is_empty() {
         simulation.broken(
             "I9 removal events",
-            format_args!("{reported:?} are not removed"),
+            format_args!("{reported:?} {several:?} are not removed"),
         );
     }
 }
@@ -80,9 +87,13 @@ fn is_of_another(machine: &Machine, node: &str, instance: &KeyValue) -> bool {
     written.epoch != held.unwrap_or_default().epoch
 }
 
-/// Names of instances and causes. An event that is written again is equal.
-fn reported(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> {
-    let mut reported = BTreeMap::new();
+/// Names of instances and causes, and of services on a node the number of their instances and the cause. An event that
+/// is written again is equal.
+fn reported(
+    simulation: &Simulation,
+    changes: &Changes,
+) -> (BTreeMap<String, String>, BTreeMap<String, (usize, String)>) {
+    let (mut reported, mut several) = (BTreeMap::new(), BTreeMap::new());
     for event in changes.events.iter() {
         let Some(now) = event
             .now
@@ -99,9 +110,17 @@ fn reported(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, Stri
         }
         let record = EventRecord::decode(now.value.clone()).unwrap_or_default();
         if record.kind == "instance-expired" {
-            let name = format!("{}/{}/{}", record.node, record.service, record.instance);
-            reported.insert(name, record.cause);
+            let of_service = format!("{}/{}", record.node, record.service);
+            if record.instance.is_empty() {
+                let count = record.cause.split_once(" instances, ");
+                let count = count.and_then(|(count, _)| count.parse().ok());
+                let cause = record.cause.split_once(": ");
+                let cause = cause.map(|(_, cause)| cause).unwrap_or_default();
+                several.insert(of_service, (count.unwrap_or(0), cause.to_owned()));
+            } else {
+                reported.insert(format!("{of_service}/{}", record.instance), record.cause);
+            }
         }
     }
-    reported
+    (reported, several)
 }

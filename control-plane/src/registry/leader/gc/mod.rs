@@ -11,7 +11,6 @@ use crate::{
         core::{
             Registry,
             events::{MAX_EVENTS, NewEvent},
-            instance_events,
         },
         model::Event,
         view::View,
@@ -20,6 +19,7 @@ use crate::{
 };
 
 mod aged;
+mod events;
 mod nodes;
 mod schemas;
 
@@ -73,27 +73,14 @@ impl Collector<'_> {
         self.trim_events().await
     }
 
-    /// Deletes the oldest events beyond the limit, several more at a time so that not every new event costs a
-    /// transaction. Events of normal operation may take half of the limit, so that they displace no others however many
-    /// they are.
+    /// Deletes the events beyond the limits, several more at a time so that not every new event costs a transaction.
     async fn trim_events(&self) -> Result<(), StoreError> {
-        let ordinary =
-            |event: &&Arc<Event>| instance_events::KINDS.contains(&event.record.kind.as_str());
         loop {
             let old: Vec<Op> = self.registry.read(|view| {
-                let over = |len: usize, most: usize| match len.saturating_sub(most) {
-                    0 => 0,
-                    too_many => (too_many + MAX_TXN_OPS / 2).min(MAX_TXN_OPS),
-                };
-                let count = view.events().filter(ordinary).count();
-                let too_many = over(count, MAX_EVENTS / 2);
+                let events: Vec<_> = view.events().collect();
+                let old = events::to_delete(&events, MAX_EVENTS, MAX_TXN_OPS / 2, MAX_TXN_OPS);
                 let delete = |event: &Arc<Event>| Op::delete(&keys::event(&event.id));
-                if too_many > 0 {
-                    let oldest = view.events().filter(ordinary).take(too_many);
-                    return oldest.map(delete).collect();
-                }
-                let too_many = over(view.events().len(), MAX_EVENTS);
-                view.events().take(too_many).map(delete).collect()
+                old.into_iter().map(delete).collect()
             });
             if old.is_empty() || !self.write(vec![], old, &[]).await? {
                 return Ok(());
