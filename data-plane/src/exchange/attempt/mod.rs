@@ -10,6 +10,8 @@ mod request_data;
 mod retry;
 mod send;
 
+use pick::Picker;
+
 use crate::caller::Role;
 use crate::exchange::owner::Exchange;
 use crate::keys::CallKey;
@@ -39,8 +41,6 @@ impl Exchange {
 
     /// Picks an endpoint and sends the call there, or makes it wait for a connection.
     pub(in crate::exchange) fn begin_attempt(&mut self, key: CallKey) {
-        // A copy that is written back below, since picking borrows all of `self`.
-        let mut rng = self.rng.clone();
         let Some(call) = self.calls.get(key) else {
             return;
         };
@@ -48,28 +48,9 @@ impl Exchange {
             return self.attempt_internal(key);
         };
         let role = call.role();
-        let picked = match role {
-            Role::Outbound => self.pick_outbound(call, |n| rand::Rng::random_range(&mut rng, 0..n)),
-            Role::Inbound => self.pick_inbound(call),
-        };
-        self.rng = rng;
-        let Some(endpoint) = picked else {
-            if !service.endpoints_known && role == Role::Outbound {
-                return self.wait_for_endpoints(key, &service);
-            }
-            let none = self.no_endpoint_error(key, &service);
-            let last = self
-                .calls
-                .get_mut(key)
-                .and_then(|call| call.history.take_failure());
-            let failure = match last {
-                // What happened to the call, not that it could not be tried again.
-                Some(last) => {
-                    last.with_note(&format!("it could not be tried again: {}", none.message))
-                }
-                None => none,
-            };
-            return self.fail(key, &failure);
+        let picker = Picker::new(&self.pools, &self.passive, self.now);
+        let Some(endpoint) = picker.pick(call, &mut self.rng) else {
+            return self.on_no_endpoint(key, &service);
         };
         let Some(pool) = self.pools.pool_of(&endpoint) else {
             return;

@@ -2,10 +2,14 @@
 //! How endpoints are compared is in `balance`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use heddle_proto::Reason;
+use rand::Rng as _;
+use rand::rngs::SmallRng;
 
 use crate::balance::ewma::PeakEwma;
+use crate::balance::passive::{Availability, PassiveHealth};
 use crate::balance::pick::pick;
 use crate::balance::{Endpoint, Target};
 use crate::caller::Role;
@@ -13,11 +17,38 @@ use crate::exchange::call::Call;
 use crate::exchange::owner::Exchange;
 use crate::failure::Failure;
 use crate::keys::CallKey;
+use crate::route::Service;
+use crate::upstream::Pools;
 
-impl Exchange {
+/// Chooses endpoints by their loads and their passive health.
+pub(super) struct Picker<'e> {
+    pools: &'e Pools,
+    passive: &'e PassiveHealth,
+    now: Instant,
+}
+
+impl<'e> Picker<'e> {
+    #[inline]
+    pub(super) fn new(pools: &'e Pools, passive: &'e PassiveHealth, now: Instant) -> Self {
+        Self {
+            pools,
+            passive,
+            now,
+        }
+    }
+
+    /// The endpoint of the next attempt of a call; `None` if there is none.
+    #[inline]
+    pub(super) fn pick(&self, call: &Call, rng: &mut SmallRng) -> Option<Arc<Endpoint>> {
+        match call.role() {
+            Role::Outbound => self.pick_outbound(call, |n| rng.random_range(0..n)),
+            Role::Inbound => self.pick_inbound(call),
+        }
+    }
+
     /// P2C over all usable endpoints. Less suitable ones are taken only if there is no better one, in this order: those
     /// that failed in this call, those that are ejected, those that cannot be dialled now.
-    pub(super) fn pick_outbound(
+    fn pick_outbound(
         &self,
         call: &Call,
         mut below: impl FnMut(u64) -> u64,
@@ -42,7 +73,7 @@ impl Exchange {
     }
 
     /// The instance that the caller's proxy chose, otherwise another local instance of the service.
-    pub(super) fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
+    fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
         let service = call.route.service()?;
         let fresh = |e: &&Arc<Endpoint>| !call.history.has_tried(e.uid);
         let mut locals = service.locals.iter().filter(fresh);
@@ -69,18 +100,37 @@ impl Exchange {
         (!unreachable).then(|| load.cost(endpoint.weight, self.now))
     }
 
-    /// Whether an endpoint's address failed and has had no connection since. Its pool keeps dialling.
-    pub(super) fn is_unreachable(&self, uid: u64) -> bool {
+    /// Whether an endpoint is neither ejected nor at an address that failed and has had no connection since. Its pool
+    /// keeps dialling.
+    pub(super) fn is_in_reach(&self, uid: u64) -> bool {
+        let ejected = self.passive.availability(uid, self.now) == Availability::Out;
         let load = self.pools.load(uid);
-        load.is_some_and(|load| self.pools.is_unreachable(load))
+        !ejected && !load.is_some_and(|load| self.pools.is_unreachable(load))
+    }
+}
+
+impl Exchange {
+    /// No endpoint could be picked: the call waits for those of its service if they are not known, otherwise it fails.
+    #[cold]
+    pub(super) fn on_no_endpoint(&mut self, key: CallKey, service: &Arc<Service>) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if !service.endpoints_known && call.role() == Role::Outbound {
+            return self.wait_for_endpoints(key, service);
+        }
+        let last = call.history.take_failure();
+        let none = self.no_endpoint_error(key, service);
+        let failure = match last {
+            // What happened to the call, not that it could not be tried again.
+            Some(last) => last.with_note(&format!("it could not be tried again: {}", none.message)),
+            None => none,
+        };
+        self.fail(key, &failure);
     }
 
     /// The failure of a call for which no endpoint could be picked.
-    pub(super) fn no_endpoint_error(
-        &self,
-        key: CallKey,
-        service: &crate::route::Service,
-    ) -> Failure {
+    fn no_endpoint_error(&self, key: CallKey, service: &Service) -> Failure {
         let name = &service.name;
         let inbound = self
             .calls

@@ -8,7 +8,8 @@ use std::time::Duration;
 use heddle_pacing::doubled;
 use heddle_proto::Reason;
 
-use crate::balance::passive::{Availability, End};
+use super::pick::Picker;
+use crate::balance::passive::End;
 use crate::balance::{Endpoint, Target};
 use crate::caller::Role;
 use crate::exchange::call::{Call, Phase};
@@ -214,10 +215,10 @@ impl Exchange {
             return false;
         };
         match call.role() {
-            Role::Outbound => has_fresh(call, |uid| {
-                let ejected = self.passive.availability(uid, self.now) == Availability::Out;
-                !ejected && !self.is_unreachable(uid)
-            }),
+            Role::Outbound => {
+                let picker = Picker::new(&self.pools, &self.passive, self.now);
+                has_fresh(call, |uid| picker.is_in_reach(uid))
+            }
             // Inbound does not wait for a better instance; the caller's proxy does.
             Role::Inbound => has_fresh(call, |_| true),
         }
