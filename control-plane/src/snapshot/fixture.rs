@@ -128,7 +128,7 @@ impl Mesh {
         let alive = self
             .nodes
             .iter()
-            .filter(|(_, record)| !record.suspect)
+            .filter(|(_, record)| !record.suspect && !record.expired)
             .map(|(name, _)| entry(keys::alive(name), Vec::new()));
         let instances = self.instances.iter().map(|(key, local)| {
             let record = InstanceRecord {

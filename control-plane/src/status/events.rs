@@ -79,7 +79,10 @@ impl Filter {
         let record = &event.record;
         record.unix_ms >= self.since_unix_ms
             && (self.kinds.is_empty() || self.kinds.contains(&record.kind))
-            && self.service.as_ref().is_none_or(|it| *it == record.service)
+            && self
+                .service
+                .as_ref()
+                .is_none_or(|it| *it == record.service || record.services.contains(it))
     }
 }
 
@@ -172,6 +175,7 @@ fn to_message(event: &registry::Event) -> Event {
         cause: record.cause,
         replica: record.replica,
         unix_ms: record.unix_ms,
+        services: record.services,
     }
 }
 
@@ -211,6 +215,11 @@ mod tests {
         ] {
             assert_eq!(filter.admits(&event), admitted, "{event:?}");
         }
+        // An event of a node is one of each service of its instances.
+        let mut of_node = event("node-left", "", 50_000);
+        assert!(!filter.admits(&of_node));
+        of_node.record.services = vec!["users.default".into(), "web.default".into()];
+        assert!(filter.admits(&of_node));
         let all = Filter::parse(WatchEventsRequest::default(), 0).unwrap();
         assert!(all.admits(&event("any", "", 0)) && !all.until_now);
 

@@ -204,7 +204,11 @@ impl Sources {
     /// The clients of all replicas that answer within 2 s.
     async fn proxies(self) -> ListProxiesResponse {
         let own = own_clients(&self.registry, &self.clients);
-        proxies::all(own, self.peers.list_clients().await)
+        let mut answer = proxies::all(own, self.peers.list_clients().await);
+        let now = (self.registry.options().wall_ms)();
+        self.registry
+            .read(|view| proxies::add_lapsed(&mut answer.proxies, view, now));
+        answer
     }
 
     async fn edges(self) -> ListEdgesResponse {

@@ -1,10 +1,13 @@
 //! The clients of all replicas as the status lists them, sorted. A client that moved to another replica is listed once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use heddle_proto::status::v1::{ListProxiesResponse, Proxy};
+use heddle_proto::status::v1::{ListProxiesResponse, Proxy, proxy::Sync};
 
-use crate::replica::Answers;
+use crate::{registry::View, replica::Answers};
 
 /// Whether it had a stream and has none now.
 fn is_departed(proxy: &Proxy) -> bool {
@@ -39,17 +42,54 @@ pub(super) fn all(own: Vec<Proxy>, others: Answers) -> ListProxiesResponse {
         }
         newest && !connected.contains(&proxy.node_id)
     });
-    // Stable: streams of one node on one replica stay in the order in which they began.
-    proxies.sort_by(|a, b| (&a.node_id, &a.replica).cmp(&(&b.node_id, &b.replica)));
+    sort(&mut proxies);
     ListProxiesResponse {
         proxies,
         unanswered: others.unanswered,
     }
 }
 
+/// Adds the proxies of nodes whose lease has expired, for as long as the event of that is kept: a replica that started
+/// later has had no stream of theirs. `now` is in milliseconds since 1970.
+pub(super) fn add_lapsed(proxies: &mut Vec<Proxy>, view: &View, now: u64) {
+    let listed: BTreeSet<&str> = proxies.iter().map(|proxy| &*proxy.node_id).collect();
+    let mut expired: BTreeMap<&str, u64> = BTreeMap::new();
+    for event in view.events() {
+        if event.record.kind == "node-expired" {
+            expired.insert(&event.record.node, event.record.unix_ms);
+        }
+    }
+    let lapsed = view
+        .nodes()
+        .filter(|node| node.expired && !node.alive && !node.left)
+        .filter(|node| !listed.contains(&*node.name));
+    let missing: Vec<_> = lapsed
+        .filter_map(|node| {
+            let since = *expired.get(&*node.name)?;
+            Some(Proxy {
+                node_id: node.name.to_string(),
+                role: "proxy".to_owned(),
+                process_id: node.process_id.clone(),
+                sync: Sync::Stale.into(),
+                lag_seconds: Duration::from_millis(now.saturating_sub(since)).as_secs_f64(),
+                ..Proxy::default()
+            })
+        })
+        .collect();
+    if !missing.is_empty() {
+        proxies.extend(missing);
+        sort(proxies);
+    }
+}
+
+/// Stable: streams of one node on one replica stay in the order in which they began.
+fn sort(proxies: &mut [Proxy]) {
+    proxies.sort_by(|a, b| (&a.node_id, &a.replica).cmp(&(&b.node_id, &b.replica)));
+}
+
 #[cfg(test)]
 mod tests {
-    use heddle_proto::{control::v1::ListClientsResponse, status::v1::proxy::Sync};
+    use heddle_proto::control::v1::ListClientsResponse;
 
     use super::*;
 

@@ -36,7 +36,9 @@ pub(super) fn evaluate(mesh: &mut Mesh, view: &View, observations: &Observations
     let mut problems = of_control(observations);
     problems.extend(of_nodes(view));
     problems.extend(of_services(view));
-    problems.extend(observations.proxies.iter().filter_map(of_proxy));
+    let proxies = observations.proxies.iter();
+    let reported = proxies.filter(|proxy| !is_reported_as_lapsed(view, proxy));
+    problems.extend(reported.filter_map(of_proxy));
     let errs = |problem: &Problem| problem.severity() == Severity::Error;
     mesh.set_verdict(match (problems.is_empty(), problems.iter().any(errs)) {
         (true, _) => Verdict::Ok,
@@ -131,7 +133,10 @@ fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
             remedy,
         ));
     } else if !node.alive && !node.left && (expired || view.instances_on(&node.name) > 0) {
-        let sentence = format!("node {name} has not renewed its lease: its instances get no calls");
+        let sentence = format!(
+            "node {name} has not renewed its lease: its proxy has stopped without notice or is cut off, and its instances \
+             get no calls"
+        );
         let remedy = "start its proxy again, or check its connection to the control plane; if it \
             is gone for good, this problem disappears within an hour";
         problems.push(problem(
@@ -195,6 +200,14 @@ fn of_service(view: &View, name: &ServiceName) -> Option<Problem> {
         sentence,
         &remedy,
     ))
+}
+
+/// Whether the proxy has no stream because its node's lease has expired: `node.lapsed` says so, and that the proxy would
+/// go on serving may not be true.
+fn is_reported_as_lapsed(view: &View, proxy: &Proxy) -> bool {
+    let node = view.node(&proxy.node_id);
+    proxy.variant.is_empty()
+        && node.is_some_and(|node| node.expired && !node.alive && !node.suspect)
 }
 
 fn of_proxy(proxy: &Proxy) -> Option<Problem> {
@@ -297,6 +310,27 @@ mod tests {
         set_health(&mut mesh, "a/users/1", Health::Unhealthy);
         set_health(&mut mesh, "a/web/1", Health::Healthy);
         assert_eq!(evaluated(&mesh.view(), &quiet()), (Verdict::Failing, named));
+    }
+
+    /// Issue 10, E1: a proxy that was killed was said to serve with its last known state.
+    #[test]
+    fn a_node_that_lapsed_is_one_problem() {
+        let mut mesh = fixture::Mesh::new();
+        set_health(&mut mesh, "a/users/1", Health::Healthy);
+        mesh.node("a").expired = true;
+        let gone = Proxy {
+            node_id: "a".into(),
+            sync: Sync::Stale.into(),
+            lag_seconds: 45.0,
+            ..Proxy::default()
+        };
+        let observations = Observations {
+            proxies: &[gone],
+            ..quiet()
+        };
+        let (verdict, problems) = evaluated(&mesh.view(), &observations);
+        let lapsed = vec!["node.lapsed a".to_owned()];
+        assert_eq!((verdict, problems), (Verdict::Failing, lapsed));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::Registry;
 use crate::{
-    names::{InstanceKey, keys},
+    names::{InstanceKey, ServiceName, keys},
     registry::options::RegistryOptions,
     store::{LeaseId, Op, StoreError, Txn, TxnResult},
 };
@@ -26,6 +26,8 @@ const LEASE_SHARED_FOR: Duration = Duration::from_secs(600);
 pub(in crate::registry) const MAX_EVENTS: usize = 1000;
 /// The longest cause, in characters: causes are read by people.
 const MAX_CAUSE: usize = 1000;
+/// The most services of a node that its event has.
+const MAX_SERVICES: usize = 200;
 
 /// An event to be recorded.
 #[derive(Clone, Debug)]
@@ -35,6 +37,7 @@ pub(in crate::registry) struct NewEvent {
     service: String,
     instance: String,
     cause: String,
+    services: Vec<String>,
 }
 
 /// An event with its key: if it is written twice, it is still one event.
@@ -97,6 +100,16 @@ impl NewEvent {
         }
     }
 
+    /// For an event of a node: the services of its instances, of which the first [`MAX_SERVICES`] are recorded.
+    pub(in crate::registry) fn with_services<'s>(
+        mut self,
+        services: impl IntoIterator<Item = &'s ServiceName>,
+    ) -> Self {
+        let services = services.into_iter().take(MAX_SERVICES);
+        self.services = services.map(ToString::to_string).collect();
+        self
+    }
+
     pub(in crate::registry) fn log(&self, what: &str) {
         let Self {
             kind,
@@ -104,6 +117,7 @@ impl NewEvent {
             service,
             instance,
             cause,
+            services: _,
         } = self;
         tracing::warn!(event = kind, node, service, instance, cause, "{what}");
     }
@@ -122,6 +136,7 @@ impl NewEvent {
             service: String::new(),
             instance: String::new(),
             cause: cause.chars().take(MAX_CAUSE).collect(),
+            services: Vec::new(),
         }
     }
 }
@@ -164,6 +179,7 @@ impl EventRecorder {
             cause: event.cause.clone(),
             replica: options.replica.clone(),
             unix_ms,
+            services: event.services.clone(),
         };
         let n = self.recorded.fetch_add(1, Ordering::Relaxed);
         let id = format!("{unix_ms:014}-{}-{n:06}", options.replica);

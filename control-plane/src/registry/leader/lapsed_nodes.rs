@@ -2,7 +2,11 @@
 //! transaction has the conditions that the node has not returned and that this replica is still the leader, and records
 //! its event.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use heddle_proto::{count, store::v1::NodeRecord};
 use prost::Message as _;
@@ -13,7 +17,7 @@ use super::{
     now,
 };
 use crate::{
-    names::keys,
+    names::{ServiceName, keys},
     registry::{
         core::{Registry, events::NewEvent},
         membership::Membership,
@@ -26,6 +30,9 @@ use crate::{
 const MAX_NOTES_PER_TXN: usize = 20;
 /// Instances deleted per transaction; the last one also has the node's record and the event.
 const MAX_PER_TXN: usize = MAX_TXN_OPS - 8;
+
+/// The most services that the cause of an event names.
+const NAMED_SERVICES: usize = 5;
 
 /// The kinds of the event that reports a removal.
 const EXPIRED: &str = "node-expired";
@@ -99,12 +106,12 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
     registry.read(|view: &View| {
         for name in nodes {
             match view.node(name) {
-                Some(node) if node.alive && view.instances_on(name) > 0 => expiry.on_alive(name),
+                Some(node) if node.alive => expiry.on_alive(name),
                 Some(node) if node.left && view.instances_on(name) > 0 => expiry.on_left(name, now),
-                Some(node) if view.instances_on(name) > 0 => {
+                // A node without instances has nothing to remove, but its failure is recorded, once.
+                Some(node) if view.instances_on(name) > 0 || !(node.left || node.expired) => {
                     expiry.on_lapsed(name, node.suspect.then_some(node.suspect_for), now);
                 }
-                // A node without instances has nothing to remove.
                 _ => expiry.on_gone(name),
             }
         }
@@ -138,6 +145,7 @@ async fn remove(
     let mut found = store.range_keys(&keys::instances_of(node), None).await?;
     found.items.retain(|item| is_instance(&item.key));
     let instances = found.items.len();
+    let services = found.items.iter().filter_map(|item| service_of(&item.key));
     // A transaction whose answer was lost may be applied long after the retry: it must not record the event again.
     let first_time = found
         .items
@@ -160,18 +168,22 @@ async fn remove(
     }
     let mut txn = about(token, node, last);
     txn.compare.extend(first_time);
-    if let Some((compare, put)) = marked(registry, node, false).await? {
+    let mark = |record: &mut NodeRecord| {
+        if record.suspect {
+            (record.suspect, record.suspect_ms) = (false, 0);
+        }
+        record.expired |= kind == EXPIRED;
+    };
+    if let Some((compare, put)) = marked(registry, node, mark).await? {
         txn.compare.push(compare);
         txn.then.push(put);
     }
     if txn.then.is_empty() {
         return Ok(());
     }
-    let event = NewEvent::of_node(
-        kind,
-        node,
-        &format!("{cause}; removed with it: {}", count(instances, "instance")),
-    );
+    let services: BTreeSet<ServiceName> = services.collect();
+    let cause = format!("{cause}; {}", removed_with_it(instances, &services));
+    let event = NewEvent::of_node(kind, node, &cause).with_services(&services);
     if !registry.txn_with_events(txn, &[event]).await?.succeeded {
         return came_back(node);
     }
@@ -185,9 +197,31 @@ async fn remove(
     Ok(())
 }
 
+/// What a node took along.
+fn removed_with_it(instances: usize, services: &BTreeSet<ServiceName>) -> String {
+    if instances == 0 {
+        return "it had no instances".to_owned();
+    }
+    let named: Vec<_> = services.iter().take(NAMED_SERVICES).collect();
+    let more = match services.len().saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!(" and {}", count(more, "more service")),
+    };
+    let named: Vec<_> = named.into_iter().map(ToString::to_string).collect();
+    let instances = count(instances, "instance");
+    format!("removed with it: {instances} of {}{more}", named.join(", "))
+}
+
 /// False for keys of another mesh whose prefix ends with this mesh's folder of instances.
 fn is_instance(key: &str) -> bool {
     matches!(keys::parse(key), Some(keys::Key::Instance(_)))
+}
+
+fn service_of(key: &str) -> Option<ServiceName> {
+    match keys::parse(key) {
+        Some(keys::Key::Instance(key)) => Some(key.service),
+        _ => None,
+    }
 }
 
 fn came_back(node: &str) -> Result<(), StoreError> {
@@ -204,12 +238,18 @@ async fn suspect(
     node: &str,
     cause: &str,
 ) -> Result<(), StoreError> {
-    let Some((compare, put)) = marked(registry, node, true).await? else {
+    let mark = |record: &mut NodeRecord| {
+        if !record.suspect {
+            (record.suspect, record.suspect_ms) = (true, 0);
+        }
+    };
+    let Some((compare, put)) = marked(registry, node, mark).await? else {
         return Ok(());
     };
     let mut txn = about(token, node, vec![put]);
     txn.compare.push(compare);
     let event = NewEvent::of_node("node-suspect", node, cause);
+    let event = registry.read(|view| event.with_services(view.services_on(node)));
     if registry.txn_with_events(txn, &[event]).await?.succeeded {
         tracing::warn!(
             event = "node-suspect",
@@ -264,11 +304,11 @@ async fn note(
     Ok(())
 }
 
-/// The write that sets the `suspect` mark of the node's record; none if it has that value already, or has no record.
+/// The write that changes the marks of the node's record; none if it has them already, or has no record.
 async fn marked(
     registry: &Registry,
     node: &str,
-    suspect: bool,
+    mark: impl FnOnce(&mut NodeRecord),
 ) -> Result<Option<(Compare, Op)>, StoreError> {
     let key = keys::node(node);
     let Some(found) = registry.store().get(&key).await? else {
@@ -277,11 +317,11 @@ async fn marked(
     let Ok(mut record) = NodeRecord::decode(found.value) else {
         return Ok(None);
     };
-    if record.suspect == suspect {
+    let before = record.clone();
+    mark(&mut record);
+    if record == before {
         return Ok(None);
     }
-    record.suspect = suspect;
-    record.suspect_ms = 0;
     let put = Op::put(&key, record.encode_to_vec());
     Ok(Some((Compare::unchanged(&key, found.mod_revision), put)))
 }

@@ -73,6 +73,7 @@ pub(super) fn claim(
         suspect: false,
         suspect_ms: 0,
         left: false,
+        expired: false,
         superseded,
         listeners: identity.listeners.iter().map(ToString::to_string).collect(),
         host: identity.host.clone(),

@@ -345,6 +345,9 @@ impl NodeLease {
         let (process, epoch) = (&self.process_id, self.epoch);
         let cause = format!("process {process} (epoch {epoch}) {what}");
         let event = NewEvent::of_node("node-left", &self.node, &cause);
+        let event = self
+            .registry
+            .read(|view| event.with_services(view.services_on(&self.node)));
         let result = self.registry.txn_with_events(txn, &[event]).await?;
         if !result.succeeded {
             return Err(self.why_lost().await?);

@@ -25,6 +25,8 @@ pub struct Node {
     pub suspect: bool,
     /// Whether its last process reported that it stops or leaves.
     pub left: bool,
+    /// Whether its lease expired and the event of that is recorded.
+    pub expired: bool,
     /// How long it has been suspect, as a leader last recorded.
     pub suspect_for: Duration,
     pub version: String,
@@ -91,6 +93,7 @@ impl Node {
             alive: false,
             suspect: record.suspect,
             left: record.left,
+            expired: record.expired,
             suspect_for: Duration::from_millis(record.suspect_ms),
             version: record.version,
             replica: String::new(),
@@ -119,6 +122,7 @@ impl Node {
             alive: false,
             suspect: false,
             left: false,
+            expired: false,
             suspect_for: Duration::ZERO,
             version: identity.version.clone(),
             replica: String::new(),

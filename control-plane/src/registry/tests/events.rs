@@ -65,13 +65,15 @@ async fn what_becomes_of_a_node_is_recorded_with_its_cause_in_the_same_transacti
         let last = view.events().find(expired).unwrap();
         let cause = &last.record.cause;
         assert!(
-            cause.contains("no heartbeat for 2s") && cause.contains("removed with it: 1 instance"),
+            cause.contains("no heartbeat for 2s")
+                && cause.contains("removed with it: 1 instance of users.default"),
             "{cause}"
         );
         assert_eq!(
             (last.record.node.as_str(), last.record.replica.as_str()),
             ("a", "control")
         );
+        assert_eq!(last.record.services, ["users.default"]);
     });
     drop(claim(&fixture, "p1").await);
     let mut second = claim(&fixture, "p2").await;
@@ -84,6 +86,38 @@ async fn what_becomes_of_a_node_is_recorded_with_its_cause_in_the_same_transacti
         "node-left",
     ];
     fixture.until(|_| kinds(&fixture) == all).await;
+}
+
+/// Issue 10, E1: a proxy without instances that died had no event.
+#[tokio::test]
+async fn a_node_without_instances_that_dies_has_an_event_once() {
+    let fixture = Fixture::with_ttl(Duration::from_secs(2)).await;
+    let registry = &fixture.registry;
+    let died = NodeLease::claim(registry, &identity("z", "p1"))
+        .await
+        .unwrap();
+    let mut left = NodeLease::claim(registry, &identity("y", "p1"))
+        .await
+        .unwrap();
+    let is_expired = |view: &View| view.node("z").is_some_and(|node| node.expired);
+    left.stopping().await.unwrap();
+    drop((died, left));
+    fixture.until(is_expired).await;
+    let expired = |view: &View| {
+        let expired = view.events().filter(|it| it.record.kind == "node-expired");
+        let words = |it: &Arc<Event>| format!("{}: {}", it.record.node, it.record.cause);
+        expired.map(words).collect::<Vec<_>>()
+    };
+    let once = "z: its lease expired: no heartbeat for 2s; it had no instances";
+    fixture.until(|view| expired(view) == [once]).await;
+    // It comes back, and dies again.
+    drop(
+        NodeLease::claim(registry, &identity("z", "p2"))
+            .await
+            .unwrap(),
+    );
+    fixture.until(|view| !is_expired(view)).await;
+    fixture.until(|view| expired(view) == [once, once]).await;
 }
 
 /// Issue 10, D5: a node that was stopped counted as lapsed for an hour.

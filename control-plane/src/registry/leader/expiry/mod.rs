@@ -94,7 +94,7 @@ impl Expiry {
         self.recent.retain(|(_, name)| name != node);
     }
 
-    /// The node has no lease, but still has instances. `suspect` is how long it has been suspect, if it is.
+    /// The node has no lease, and that is not recorded yet. `suspect` is how long it has been suspect, if it is.
     pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: Option<Duration>, now: Instant) {
         let was_alive = self.alive.remove(node);
         let found_at = self.held_until.map_or(now, |held| now.max(held));
@@ -133,7 +133,7 @@ impl Expiry {
         });
     }
 
-    /// The node has neither lease nor instances.
+    /// The node has no lease, and nothing is left to do about it.
     pub(crate) fn on_gone(&mut self, node: &Arc<str>) {
         self.alive.remove(node);
         self.lapsed.remove(node);
@@ -219,7 +219,7 @@ impl Expiry {
         }
     }
 
-    /// The number of nodes with instances before the recent lapses.
+    /// The number of nodes before the recent lapses.
     fn mesh(&self) -> usize {
         self.alive.len() + self.recent.len()
     }
