@@ -40,8 +40,8 @@ pub(crate) enum ClientError {
          give its address with --control URL"
     )]
     Unreachable { url: String, why: String },
-    #[error("the control plane at {url} did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
-    Slow { url: String },
+    #[error("the control plane at {url} did not answer within {timeout:?}")]
+    Slow { url: String, timeout: Duration },
     #[error("the control plane at {url} ended its response early; try again")]
     Ended { url: String },
     #[error(
@@ -88,16 +88,24 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Connects to the first replica that answers.
+    /// Connects to the first replica that answers. Of several, each has a share of the time, so that one that hangs leaves
+    /// enough for the next.
     pub(crate) async fn connect(options: &ControlOptions) -> Result<Self, ClientError> {
+        let urls = options.control.iter().map(|url| url.trim());
+        let urls = urls.filter(|url| !url.is_empty()).map(endpoint);
+        let endpoints = urls.collect::<Result<Vec<_>, _>>()?;
+        let replicas = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+        let share = CONNECT_TIMEOUT.min(ANSWER_TIMEOUT / replicas.max(1));
         let mut failure = ClientError::Nowhere;
-        for url in options
-            .control
-            .iter()
-            .map(|url| url.trim())
-            .filter(|url| !url.is_empty())
-        {
-            match Self::connect_to(url).await {
+        for (url, endpoint) in endpoints {
+            let connected = async {
+                let control = Self::connect_to(url, endpoint.connect_timeout(share)).await?;
+                if replicas > 1 {
+                    control.probe(share).await?;
+                }
+                Ok(control)
+            };
+            match connected.await {
                 Ok(control) => return Ok(control),
                 Err(why) => failure = why,
             }
@@ -105,27 +113,16 @@ impl Control {
         Err(failure)
     }
 
-    async fn connect_to(url: &str) -> Result<Self, ClientError> {
-        let whole = if url.contains("://") {
-            url.to_owned()
-        } else {
-            format!("http://{url}")
-        };
-        let endpoint = Endpoint::from_shared(whole.clone())
-            .map_err(|why| ClientError::Address {
-                url: url.to_owned(),
-                why: why.to_string(),
-            })?
-            .connect_timeout(CONNECT_TIMEOUT);
+    async fn connect_to(url: String, endpoint: Endpoint) -> Result<Self, ClientError> {
         let channel = endpoint
             .connect()
             .await
             .map_err(|why| ClientError::Unreachable {
-                url: whole.clone(),
+                url: url.clone(),
                 why: root_cause(&why),
             })?;
         let mesh = MeshStatusClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
-        Ok(Self { url: whole, mesh })
+        Ok(Self { url, mesh })
     }
 
     /// The failure if a namespace was named in which nothing is registered.
@@ -182,14 +179,17 @@ impl Control {
     fn refused(&self, status: &Status) -> ClientError {
         let url = self.url.clone();
         match (status.code(), status.source()) {
-            (Code::Unavailable | Code::Unknown, Some(why)) => ClientError::Unreachable {
+            // A status with a source was made here: the connection broke, or what came is not gRPC.
+            (_, Some(why)) => ClientError::Unreachable {
                 url,
                 why: root_cause(why),
             },
-            (Code::Unimplemented, _) => ClientError::Stranger {
-                url,
-                text: status.message().to_owned(),
-            },
+            (code, _) if code == Code::Unimplemented || is_no_grpc(status) => {
+                ClientError::Stranger {
+                    url,
+                    text: status.message().to_owned(),
+                }
+            }
             (code, _) => ClientError::Refused {
                 url,
                 code,
@@ -201,13 +201,61 @@ impl Control {
     fn slow(&self) -> ClientError {
         ClientError::Slow {
             url: self.url.clone(),
+            timeout: ANSWER_TIMEOUT,
         }
+    }
+
+    /// Whether the process at this address answers at all. A process that hangs still accepts connections.
+    async fn probe(&self, timeout: Duration) -> Result<(), ClientError> {
+        let mut mesh = self.mesh.clone();
+        // Refused at once, for want of a name.
+        let question = mesh.get_service(GetServiceRequest::default());
+        let slow = |_| ClientError::Slow {
+            url: self.url.clone(),
+            timeout,
+        };
+        match tokio::time::timeout(timeout, question)
+            .await
+            .map_err(slow)?
+        {
+            Ok(_) => Ok(()),
+            Err(status) => match self.refused(&status) {
+                ClientError::Refused { .. } => Ok(()),
+                why => Err(why),
+            },
+        }
+    }
+}
+
+/// Whether the answer came from an HTTP server that does not speak gRPC. tonic has no other mark of it.
+fn is_no_grpc(status: &Status) -> bool {
+    status.message().starts_with("grpc-status header missing")
+}
+
+/// The URL with its scheme, and how to connect to it.
+fn endpoint(url: &str) -> Result<(String, Endpoint), ClientError> {
+    let refused = |why: String| ClientError::Address {
+        url: url.to_owned(),
+        why,
+    };
+    let whole = match url.split_once("://") {
+        None => format!("http://{url}"),
+        Some(("http", _)) => url.to_owned(),
+        Some((scheme, _)) => return Err(refused(format!("the scheme {scheme} is not supported"))),
+    };
+    match Endpoint::from_shared(whole.clone()) {
+        Ok(endpoint) => Ok((whole, endpoint)),
+        Err(why) => Err(refused(why.to_string())),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Control, ControlOptions, Exit};
+    use std::time::Instant;
+
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+    use super::{ANSWER_TIMEOUT, Control, ControlOptions, Exit};
 
     #[tokio::test]
     async fn a_missing_control_plane_is_one_line_with_where_and_what_to_do() {
@@ -227,7 +275,15 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('\n'));
-        for (control, part) in [("http://", "give http://HOST:PORT"), ("", "--control URL")] {
+        for (control, part) in [
+            ("http://", "give http://HOST:PORT"),
+            ("", "--control URL"),
+            (
+                "ftp://x",
+                "--control ftp://x: the scheme ftp is not supported; give http://HOST:PORT",
+            ),
+            ("https://x", "the scheme https is not supported"),
+        ] {
             let options = ControlOptions {
                 control: vec![control.into()],
             };
@@ -235,6 +291,59 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(part), "{control}: {text}");
             assert_eq!(error.exit(), Exit::Usage, "{text}");
+        }
+    }
+
+    fn options(control: &[&str]) -> ControlOptions {
+        let control = control.iter().map(ToString::to_string).collect();
+        ControlOptions { control }
+    }
+
+    /// An address at which every connection gets this answer, or none.
+    async fn server(answer: Option<&'static [u8]>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                if let Some(answer) = answer {
+                    let _ = stream.write_all(answer).await;
+                }
+                open.push(stream);
+            }
+        });
+        url
+    }
+
+    /// Issue 10, E1: the first replica hung, and the good one was not asked.
+    #[tokio::test]
+    async fn a_replica_that_hangs_leaves_time_for_the_next() {
+        let hangs = server(None).await;
+        let refuses = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            format!("http://{}", listener.local_addr().unwrap())
+        };
+        let begun = Instant::now();
+        let error = Control::connect(&options(&[&hangs, &refuses])).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&refuses), "the next one was tried: {error}");
+        assert!(begun.elapsed() < ANSWER_TIMEOUT / 2);
+        let error = Control::connect(&options(&[&refuses, &hangs])).await;
+        assert_eq!(error.unwrap_err().exit(), Exit::Late);
+    }
+
+    /// Issue 10, E1: an address without a control plane had different codes.
+    #[tokio::test]
+    async fn what_is_no_control_plane_is_nobody_to_ask() {
+        const HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        for junk in [b"junk, and more of it\r\n".as_slice(), HTTP] {
+            let url = server(Some(junk)).await;
+            let control = Control::connect(&options(&[&url])).await;
+            let error = match control {
+                Ok(control) => control.knows("users").await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert_eq!(error.exit(), Exit::Unreachable, "{error}");
         }
     }
 }

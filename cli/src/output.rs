@@ -39,7 +39,7 @@ pub(crate) fn render(
 pub(crate) struct Table {
     head: &'static [&'static str],
     shows_head: bool,
-    /// The minimum widths of the columns.
+    /// The minimum widths of the columns; once the head is printed, their widths.
     widths: Vec<usize>,
     rows: Vec<Vec<String>>,
 }
@@ -54,7 +54,17 @@ impl Table {
         }
     }
 
-    /// The table so far. It then continues empty: without a head, and with columns at least as wide.
+    /// For a table that is printed in parts: columns of at least these widths, because longer cells may come later.
+    pub(crate) fn in_parts(head: &'static [&'static str], widths: &[usize]) -> Self {
+        let widths = widths.to_vec();
+        Self {
+            widths,
+            ..Self::new(head)
+        }
+    }
+
+    /// The table so far. It then continues empty: without a head, and with the same columns. A cell that is longer than its
+    /// column moves the rest of its own row only.
     pub(crate) fn printed(&mut self) -> String {
         let text = self.to_string();
         self.widths = self.widths();
@@ -64,6 +74,9 @@ impl Table {
     }
 
     fn widths(&self) -> Vec<usize> {
+        if !self.shows_head {
+            return self.widths.clone();
+        }
         let of = |column: usize| {
             let head = self.head.get(column).map_or(0, |cell| cell.len());
             let cells = self.rows.iter().filter_map(|row| row.get(column));
@@ -139,7 +152,7 @@ mod tests {
         assert_eq!(table.printed(), "b           gone\n");
         table.row(vec!["one-that-is-longer".into(), "gone".into()]);
         table.row(vec!["c".into(), "gone".into()]);
-        let widened = "one-that-is-longer  gone\nc                   gone\n";
-        assert_eq!(table.printed(), widened);
+        let kept = "one-that-is-longer  gone\nc           gone\n";
+        assert_eq!(table.printed(), kept);
     }
 }

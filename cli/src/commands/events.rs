@@ -177,7 +177,7 @@ impl Printer {
     fn new(format: Format) -> Self {
         Self {
             format,
-            table: Table::new(HEAD),
+            table: Table::in_parts(HEAD, &least_widths()),
             printed: BTreeSet::new(),
             answered: false,
         }
@@ -226,6 +226,9 @@ struct Event {
     cause: String,
     replica: String,
     id: String,
+    /// The services of the instances of the node that it is about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    services: Vec<String>,
 }
 
 impl From<wire::Event> for Event {
@@ -239,6 +242,7 @@ impl From<wire::Event> for Event {
             cause: event.cause,
             replica: event.replica,
             id: event.id,
+            services: event.services,
         }
     }
 }
@@ -246,6 +250,12 @@ impl From<wire::Event> for Event {
 const HEAD: &[&str] = &[
     "TIME", "EVENT", "NODE", "SERVICE", "INSTANCE", "REPLICA", "CAUSE",
 ];
+
+/// The least widths of columns of events that come one by one: the time, the longest kind, and usual names.
+fn least_widths() -> [usize; 6] {
+    let kind = EVENT_KINDS.iter().map(|kind| kind.len()).max();
+    [time(0).len(), kind.unwrap_or(0), 12, 24, 16, 12]
+}
 
 impl Event {
     fn cells(&self) -> Vec<String> {
@@ -350,6 +360,40 @@ mod tests {
         assert_eq!(kinds, ["node-expired", "node-left"]);
         let yaml = Printer::new(Format::Yaml).text(vec![of("1", "node-left")]);
         assert!(yaml.starts_with("---\ntime: "), "{yaml}");
+    }
+
+    /// Issue 10, E1: without an event to begin with, the head did not match the rows, and each longer word moved the
+    /// columns.
+    #[test]
+    fn followed_events_have_the_columns_of_the_head_from_the_first_to_the_last() {
+        let of = |id: &str, kind: &str, service: &str| wire::Event {
+            id: id.into(),
+            kind: kind.into(),
+            node: "node-b".into(),
+            service: service.into(),
+            replica: "r1".into(),
+            cause: "why".into(),
+            ..wire::Event::default()
+        };
+        let mut printer = Printer::new(Format::Table);
+        let mut text = printer.text(Vec::new());
+        let long = "a-service-whose-name-is-longer-than-its-column.default";
+        for (id, kind, service) in [
+            ("1", "node-left", ""),
+            ("2", "instance-unhealthy", "users.default"),
+            ("3", "instance-left", long),
+            ("4", "service-forgotten", "web.default"),
+        ] {
+            text += &printer.text(vec![of(id, kind, service)]);
+        }
+        let column = |line: &str, word: &str| line.find(word).unwrap();
+        let (head, rows) = text.split_once('\n').unwrap();
+        for row in rows.lines() {
+            assert_eq!(column(row, "node-b"), column(head, "NODE"), "{text}");
+            let is_long = row.contains(long);
+            let matches = column(row, "why") == column(head, "CAUSE");
+            assert_eq!(matches, !is_long, "{text}");
+        }
     }
 
     #[test]
