@@ -40,7 +40,7 @@ pub(crate) enum ClientError {
          give its address with --control URL"
     )]
     Unreachable { url: String, why: String },
-    #[error("the control plane at {url} did not answer within {timeout:?}")]
+    #[error("the control plane at {url} did not answer within {} s", timeout.as_secs_f32())]
     Slow { url: String, timeout: Duration },
     #[error("the control plane at {url} ended its response early; try again")]
     Ended { url: String },
