@@ -49,7 +49,7 @@ pub struct WorkerOptions {
     /// Bytes received and not forwarded yet, per worker; calls beyond their share of it are refused or ended.
     pub buffered_bytes: usize,
     /// A call whose receiver takes less than 16 KiB in this time is ended, while more than half of `buffered_bytes` is in
-    /// use.
+    /// use. The time shrinks in proportion to a sixth when all of it is.
     pub stall_timeout: Duration,
     /// Attempts per call, including the first.
     pub max_attempts: u32,

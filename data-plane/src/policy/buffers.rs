@@ -4,6 +4,7 @@
 //! amounts; gives charges and answers. Calls and connections, and what is done about them, do not belong here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::share::{within_group_share, within_share};
 
@@ -13,6 +14,8 @@ const SERVICE_STEP: usize = 4 * 1024;
 /// callers that do not read cannot block others.
 const NEWCOMER_BYTES: usize = 16 * 1024;
 const RESERVE: usize = 8;
+/// By how much the time in which a receiver must take something is shorter when the limit is reached.
+const STALL_FASTER: u32 = 6;
 
 /// Whose share is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,20 @@ impl Buffers {
     #[inline]
     pub(crate) fn is_far_from_full(&self) -> bool {
         self.total <= self.bound / 2
+    }
+
+    /// How long a receiver may take almost nothing: `most` while half of the limit is in use, a sixth of it when all is,
+    /// in between in proportion. Unlimited below. So the idlest make room before others are refused.
+    pub(crate) fn stall_limit(&self, most: Duration) -> Option<Duration> {
+        if self.is_far_from_full() {
+            return None;
+        }
+        let half = self.bound / 2;
+        let above = (self.total - half).min(half);
+        // In thousandths, which fit whatever the sizes are.
+        let thousandths = u32::try_from(above.saturating_mul(1000) / half.max(1)).unwrap_or(1000);
+        let shorter = most / STALL_FASTER * (STALL_FASTER - 1) / 1000 * thousandths.min(1000);
+        Some(most - shorter)
     }
 
     /// At most a quarter of the limit is in use.
@@ -271,6 +288,20 @@ mod tests {
         );
         buffers.charge_conn(&mut greedy, MIB / 2);
         assert_eq!(buffers.over_caller(&greedy, Sharer::User), None);
+    }
+
+    #[test]
+    fn the_fuller_the_buffers_the_sooner_a_receiver_that_takes_nothing_must_go() {
+        let (mut buffers, mut conn) = (Buffers::new(MIB), ConnCharge::default());
+        let limit = |buffers: &Buffers| {
+            let limit = buffers.stall_limit(Duration::from_secs(30));
+            limit.map(|limit| limit.as_secs())
+        };
+        for (eighths, expected) in [(4, None), (6, Some(17)), (8, Some(5)), (9, Some(5))] {
+            buffers.charge_conn(&mut conn, MIB / 8 * eighths);
+            assert_eq!(limit(&buffers), expected, "{eighths} eighths");
+        }
+        assert!(buffers.stall_limit(Duration::MAX).is_some(), "no overflow");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::dial::Dial;
 use super::stream_shares::Streams;
-use super::waiting::{Anybody, Eligible, Waiting};
+use super::waiting::{AdmitAll, Eligible, Waiting};
 use crate::caller::CallerKey;
 use crate::keys::{CallKey, ConnKey};
 use crate::timers::TimerId;
@@ -99,7 +99,7 @@ impl Pool {
 
     /// Takes the next waiting call, whatever its share.
     pub(super) fn next_of_all(&mut self) -> Option<CallKey> {
-        self.waiting.next(&Anybody)
+        self.waiting.next(&AdmitAll)
     }
 
     /// Whether the last dial failed and no connection is left.

@@ -34,9 +34,9 @@ pub(crate) trait Eligible {
 
 /// Everyone may be served.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Anybody;
+pub(crate) struct AdmitAll;
 
-impl Eligible for Anybody {
+impl Eligible for AdmitAll {
     fn service(&self, _: u32) -> bool {
         true
     }
@@ -189,14 +189,14 @@ mod tests {
     fn a_flood_stands_behind_nobody_but_its_own_caller() {
         let mut waiting = filled(&[(1, 1, 50), (1, 2, 2), (1, 3, 1), (2, 1, 2)]);
         assert_eq!(waiting.len(), 55);
-        let order = served(&mut waiting, &Anybody, 8);
+        let order = served(&mut waiting, &AdmitAll, 8);
         assert_eq!(
             order,
             [
                 10_100, 20_100, 10_200, 20_101, 10_300, 10_101, 10_201, 10_102
             ]
         );
-        assert_eq!(served(&mut waiting, &Anybody, 99).len(), 47);
+        assert_eq!(served(&mut waiting, &AdmitAll, 99).len(), 47);
         assert!(waiting.is_empty() && waiting.services.is_empty() && waiting.turns.is_empty());
     }
 
@@ -221,7 +221,7 @@ mod tests {
         assert!(!waiting.has_eligible(&who));
         assert_eq!(waiting.len(), 4);
         assert_eq!(
-            served(&mut waiting, &Anybody, 9),
+            served(&mut waiting, &AdmitAll, 9),
             [10_100, 20_700, 10_101, 20_701]
         );
     }
@@ -233,7 +233,7 @@ mod tests {
             waiting.remove(account(service, caller), call(service, caller, order));
         }
         assert_eq!(waiting.len(), 2);
-        assert_eq!(served(&mut waiting, &Anybody, 9), [10_100, 10_102]);
+        assert_eq!(served(&mut waiting, &AdmitAll, 9), [10_100, 10_102]);
         assert!(waiting.is_empty() && waiting.turns.is_empty());
     }
 }

@@ -437,6 +437,7 @@ async fn many_callers_that_do_not_read_leave_room_for_others() {
     let node = Node::with(WorkerOptions {
         // Its reserve is clearly more than what comes in one turn.
         buffered_bytes: 16 << 20,
+        stall_timeout: LONG + Duration::from_secs(6),
         ..one_worker("a")
     });
     node.publish(vec![
@@ -464,6 +465,11 @@ async fn many_callers_that_do_not_read_leave_room_for_others() {
         0,
         "the reserve is not used up"
     );
+    // The fuller the buffers, the sooner they must go: long before that timeout.
+    node.until("the callers that do not read are disconnected", |m| {
+        m.counter(Counter::BoundStall) > 0
+    })
+    .await;
 }
 
 /// A2, and 17 of the hardening list: a receiver that takes a byte now and then was never cut.

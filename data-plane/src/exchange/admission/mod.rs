@@ -10,7 +10,7 @@ mod stream_waits;
 mod wait_queue;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use endpoint_waits::EndpointWaits;
 use services::Services;
@@ -91,6 +91,11 @@ impl Admission {
     #[inline]
     pub(in crate::exchange) fn is_far_from_full(&self) -> bool {
         self.buffers.is_far_from_full()
+    }
+
+    /// How long a receiver may take almost nothing now, if at most `most`; unlimited while there is room.
+    pub(in crate::exchange) fn stall_limit(&self, most: Duration) -> Option<Duration> {
+        self.buffers.stall_limit(most)
     }
 
     pub(in crate::exchange) fn buffered_bytes(&self) -> usize {

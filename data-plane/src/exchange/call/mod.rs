@@ -15,7 +15,7 @@ mod timing;
 mod upstream;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use heddle_h2::StreamId;
 
@@ -98,6 +98,11 @@ impl Call {
 
     pub(in crate::exchange) fn id(&self) -> &CallId {
         &self.id
+    }
+
+    /// Its caller or its server has taken almost nothing for `limit` of what is queued for it.
+    pub(in crate::exchange) fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
+        self.response.is_stalled(now, limit) || self.upstream.is_stalled(now, limit)
     }
 
     // ---- its caller

@@ -1,6 +1,8 @@
 //! The sweep, every few seconds: removes endpoints that are gone, and ends calls and connections whose receivers take too
 //! little while the buffers are nearly full.
 
+use std::time::Duration;
+
 use heddle_proto::Reason;
 use rustc_hash::FxHashSet;
 
@@ -15,27 +17,40 @@ use crate::timers::Timer;
 
 impl Exchange {
     /// While the buffers are more than half full: closes callers that do not read, then ends calls whose receiver reads
-    /// too little. Those that have buffered most come first, and no more are ended than needed.
+    /// too little. Those that have buffered most come first, and no more are ended than needed: what is freed makes the
+    /// time longer that the next may take.
     fn end_stalled(&mut self) {
-        if self.admission.is_far_from_full() {
+        self.close_stalled_callers();
+        self.end_stalled_calls();
+    }
+
+    /// How long a receiver may take almost nothing; `None` while there is room for all.
+    fn stall_limit(&self) -> Option<Duration> {
+        self.admission.stall_limit(self.options().stall_timeout)
+    }
+
+    fn close_stalled_callers(&mut self) {
+        let Some(limit) = self.stall_limit() else {
             return;
-        }
-        let (now, limit) = (self.now, self.options().stall_timeout);
+        };
         let mut conns = Vec::new();
         for (key, conn) in self.conns.iter() {
-            let stalled = conn
-                .stalled_since()
-                .is_some_and(|since| now >= since + limit);
+            let Some(since) = conn.stalled_since() else {
+                continue;
+            };
+            let age = self.now.saturating_duration_since(since);
             // A link that does not read at all is closed by its keep-alive.
             let caller = conn.role() == Some(Role::Outbound);
-            if stalled && caller && !conn.is_ending() {
-                conns.push((conn.buffered().bytes(), key));
+            if age >= limit && caller && !conn.is_ending() {
+                conns.push((conn.buffered().bytes(), age, key));
             }
         }
-        conns.sort_unstable_by_key(|(used, _)| std::cmp::Reverse(*used));
-        for (_, key) in conns {
-            if self.admission.is_far_from_full() {
-                return;
+        conns.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        for (_, age, key) in conns {
+            match self.stall_limit() {
+                None => return,
+                Some(limit) if age < limit => continue,
+                Some(_) => {}
             }
             self.count(Counter::BoundStall);
             self.lose(
@@ -44,9 +59,15 @@ impl Exchange {
                  full",
             );
         }
+    }
+
+    fn end_stalled_calls(&mut self) {
+        let Some(limit) = self.stall_limit() else {
+            return;
+        };
         let mut calls = Vec::new();
         for (key, call) in self.calls.iter() {
-            if call.response.is_stalled(now, limit) || call.upstream.is_stalled(now, limit) {
+            if call.is_stalled(self.now, limit) {
                 let conn = self.conns.get(call.caller());
                 let used = conn.map_or(0, |conn| conn.buffered().bytes());
                 let up = call.upstream.attempt().map(|up| up.conn);
@@ -55,11 +76,15 @@ impl Exchange {
         }
         calls.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
         for (_, key, conns) in calls {
-            if self.admission.is_far_from_full() {
+            let Some(limit) = self.stall_limit() else {
                 return;
+            };
+            let call = self.calls.get(key);
+            if !call.is_some_and(|call| call.is_stalled(self.now, limit)) {
+                continue;
             }
             self.count(Counter::BoundStall);
-            let failure = self.stalled(key);
+            let failure = self.stalled(key, limit);
             self.fail_now(key, &failure);
             // Counts what this has freed before the next call is ended.
             for conn in conns.into_iter().flatten() {
@@ -68,16 +93,17 @@ impl Exchange {
         }
     }
 
-    fn stalled(&self, key: CallKey) -> Failure {
-        let (limit, node) = (self.options().stall_timeout, &self.options().node);
+    fn stalled(&self, key: CallKey, limit: Duration) -> Failure {
+        let node = &self.options().node;
         let call = self.calls.get(key);
         let late = call.filter(|call| call.upstream.is_stalled(self.now, limit));
         let who = late.map_or_else(|| "the caller".to_owned(), Call::target_name);
         let text = format!(
-            "{who} took less than {} KiB of this call in {} s while the proxy on node {node} buffered more than half of the \
-             {} MiB that a worker may buffer",
+            "{who} took less than {} KiB of this call in {} s while the proxy on node {node} buffered {} of the {} MiB \
+             that a worker may buffer",
             MIN_TAKEN >> 10,
             limit.as_secs(),
+            self.admission.buffered_bytes() >> 20,
             self.options().buffered_bytes >> 20,
         );
         Failure::new(Reason::Overloaded, text)
