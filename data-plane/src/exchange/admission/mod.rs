@@ -319,7 +319,7 @@ impl Admission {
     }
 
     #[cfg(test)]
-    pub(in crate::exchange) fn fill_buffers(&mut self) {
-        self.buffers.fill();
+    pub(in crate::exchange) fn half_fill_buffers(&mut self) {
+        self.buffers.fill_half();
     }
 }

@@ -138,7 +138,7 @@ fn a_sweep_that_panics_is_done_again() {
     let call = exchange.calls.keys()[0];
     let now = exchange.now;
     exchange.calls.get_mut(call).unwrap().response.queue(1, now);
-    exchange.admission.fill_buffers();
+    exchange.admission.half_fill_buffers();
     exchange.on_timer(Timer::Sweep);
     assert_eq!(exchange.metrics.counters.get(Counter::Panics), 1);
     // The first one is set at the start.
