@@ -55,7 +55,8 @@ pub enum Event<'i> {
         kind: Kind,
         end_stream: bool,
     },
-    /// A header list over `header_list_bytes` or `header_fields`; `fields` has what fitted, not
+    /// A header list over `header_list_bytes` or `header_fields`; `fields` has what fitted and, wherever
+    /// they were, `grpc-status`, `grpc-message` (at most 4 KiB) and `content-type`. A request is not
     /// validated. The application answers (431, RESOURCE_EXHAUSTED) or resets.
     TooLarge {
         stream: StreamId,

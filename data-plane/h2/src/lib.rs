@@ -20,8 +20,10 @@
 //!
 //! | What a peer can drive | Limit ([`Config`]) | Beyond it | RFC 9113 |
 //! |---|---|---|---|
-//! | decoded header list | `header_list_bytes` 32 KiB, `header_fields` 256 | [`Event::TooLarge`]; at 32 × ENHANCE_YOUR_CALM | §6.5.2, §10.5.1 |
-//! | encoded header block | 16 × `header_list_bytes`, 72 CONTINUATION frames, `header_block_timeout` 10 s | ENHANCE_YOUR_CALM | §6.10 |
+//! | decoded header list | `header_list_bytes` 32 KiB, `header_fields` 256 | [`Event::TooLarge`] | §6.5.2, §10.5.1 |
+//! | header list that is discarded | `header_block_bytes` 1 MiB, encoded and decoded | ENHANCE_YOUR_CALM | §6.10, §10.5.1 |
+//! | frames and time of a header block | 8 and one for each 8 KiB of `header_block_bytes`, `header_block_timeout` 10 s | ENHANCE_YOUR_CALM | §6.10 |
+//! | memory of a header block | 400 KiB: two strings of 4 × `header_list_bytes` each, 64 KiB, a list | waits for its end | §10.5.1 |
 //! | HPACK tables | 4 KiB each way | | RFC 7541 §4 |
 //! | streams at once | `max_concurrent_streams` 1000 | REFUSED_STREAM | §5.1.2 |
 //! | DATA not passed on | `stream_window` 64 KiB, growing to `max_stream_window` 4 MiB | FLOW_CONTROL_ERROR | §5.2 |

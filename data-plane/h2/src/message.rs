@@ -8,7 +8,7 @@ use crate::error::{ConnectionError, ErrorCode};
 use crate::event::{Event, Kind, StreamId};
 use crate::frame::{self, Head, flag};
 use crate::headers;
-use crate::hpack::{HpackError, Limits, Outcome};
+use crate::hpack::{HpackError, Limits, Outcome, Parts};
 use crate::recv::Answer;
 use crate::stream::{Half, Stream};
 use crate::streams::End;
@@ -18,15 +18,23 @@ use crate::streams::End;
 pub(crate) struct Block {
     /// The head of its HEADERS frame, while the block is incomplete.
     pub(crate) head: Option<Head>,
+    /// What has not been decoded.
     bytes: Vec<u8>,
+    /// What has been decoded, of a large block.
+    parts: Option<Box<Parts>>,
+    /// With this many bytes the next part is decoded.
+    decode_at: usize,
+    /// Its length so far.
+    total: usize,
     frames: usize,
 }
 
 impl Block {
-    /// The length of an incomplete block so far.
+    /// The memory of an incomplete block.
     pub(crate) fn len(&self) -> usize {
+        let parts = self.parts.as_ref().map_or(0, |parts| parts.held_bytes());
         match self.head {
-            Some(_) => self.bytes.len(),
+            Some(_) => self.bytes.len() + parts,
             None => 0,
         }
     }
@@ -41,10 +49,31 @@ impl Block {
             self.bytes = Vec::new();
         }
     }
+
+    fn begin(&mut self, head: Head, bytes: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+        self.head = Some(head);
+        self.parts = None;
+        self.decode_at = PART_BYTES;
+        self.total = bytes.len();
+        self.frames = 0;
+    }
+
+    /// Adds a CONTINUATION frame; false if the block is too long.
+    fn push(&mut self, bytes: &[u8], max_bytes: usize) -> bool {
+        // In frames of the smallest maximum size, and as many again for peers that send smaller ones.
+        let max_frames = 8 + 2 * max_bytes / (1 << 14);
+        self.frames += 1;
+        self.total += bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.frames <= max_frames && self.total <= max_bytes
+    }
 }
 
-/// An encoded block may be this many times as long as the limit of a decoded list.
-const MAX_BLOCK_TIMES: usize = 16;
+/// A block with this many bytes is decoded as it arrives. A field that is incomplete then is looked at
+/// again when as many more have come: each byte is read a few times at most.
+const PART_BYTES: usize = 64 * 1024;
 /// A buffer for split blocks that is larger than this is released after use.
 const KEPT_BLOCK_BYTES: usize = 64 * 1024;
 /// A block as it was decoded.
@@ -67,36 +96,26 @@ impl Connection {
         if head.has(flag::END_HEADERS) {
             return self.on_block(head, block, fields);
         }
-        self.block.bytes.clear();
-        self.block.bytes.extend_from_slice(block);
-        self.block.head = Some(head);
-        self.block.frames = 0;
+        self.block.begin(head, block);
         Ok(None)
     }
 
-    /// CONTINUATION (§6.10), bounded by count and by bytes; `on_deadline` bounds it by time.
+    /// CONTINUATION (§6.10), limited in count and bytes; `on_deadline` limits its time.
     pub(crate) fn on_continuation<'i>(
         &mut self,
         head: &Head,
         payload: &[u8],
         fields: &mut Fields,
     ) -> Answer<'i> {
-        // Far over the limit of a list, so that a list that is merely too large fails only its own
-        // stream; in frames of the smallest maximum size, and as many again for peers that send
-        // smaller ones.
-        let max_bytes = self
-            .config
-            .header_list_bytes
-            .saturating_mul(MAX_BLOCK_TIMES);
-        let max_frames = 8 + 2 * max_bytes / (1 << 14);
-        self.block.frames += 1;
-        if self.block.frames > max_frames || self.block.bytes.len() + payload.len() > max_bytes {
+        if !self.block.push(payload, self.config.header_block_bytes) {
             return Err(ConnectionError::enhance_your_calm(
                 "header block is too long",
             ));
         }
-        self.block.bytes.extend_from_slice(payload);
         if !head.has(flag::END_HEADERS) {
+            if self.block.bytes.len() >= self.block.decode_at {
+                self.decode_part()?;
+            }
             return Ok(None);
         }
         self.incomplete_since = None;
@@ -104,35 +123,85 @@ impl Connection {
             return Ok(None);
         };
         let block = std::mem::take(&mut self.block.bytes);
-        let event = self.on_block(first, &block, fields);
+        let event = match self.block.parts.take() {
+            None => self.on_block(first, &block, fields),
+            Some(parts) => {
+                let limits = self.limits();
+                let outcome = self.decoder.decode_last(*parts, &block, limits, fields);
+                self.on_list(first, outcome, fields)
+            }
+        };
         if block.capacity() <= KEPT_BLOCK_BYTES {
             self.block.bytes = block;
         }
         event
     }
 
-    /// A complete header block; `head` is that of its HEADERS frame.
-    #[inline]
-    fn on_block<'i>(&mut self, head: Head, block: &[u8], fields: &mut Fields) -> Answer<'i> {
-        fields.clear();
-        let limits = Limits {
+    /// Decodes what has arrived of a large block.
+    #[cold]
+    fn decode_part(&mut self) -> Result<(), ConnectionError> {
+        let (limits, block) = (self.limits(), &mut self.block);
+        let parts = block.parts.get_or_insert_default();
+        let used = self.decoder.decode_part(parts, &block.bytes, limits);
+        match used {
+            Ok(used) => {
+                block.bytes.drain(..used);
+                block.decode_at = block.bytes.len() + PART_BYTES;
+                Ok(())
+            }
+            Err(error) => {
+                let stream = block.head.as_ref().map_or(0, |head| head.stream);
+                Err(self.undecodable(stream, error))
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
             list_bytes: self.config.header_list_bytes,
             fields: self.config.header_fields,
-        };
-        let outcome = self.decoder.decode(block, limits, fields);
-        if outcome.is_err() && self.is_server && !head.stream.is_multiple_of(2) {
-            // The GOAWAY must cover the stream that caused the error, or the client sends it again.
-            self.last_id = self.last_id.max(head.stream);
+            discarded_bytes: self.config.header_block_bytes,
         }
-        let outcome = outcome.map_err(|error| match error {
+    }
+
+    /// The connection's error after a block of a stream that cannot be decoded.
+    #[cold]
+    fn undecodable(&mut self, stream: u32, error: HpackError) -> ConnectionError {
+        if self.is_server && !stream.is_multiple_of(2) {
+            // The GOAWAY must cover the stream that caused the error, or the client sends it again.
+            self.last_id = self.last_id.max(stream);
+        }
+        match error {
             HpackError::ListTooLarge => ConnectionError::enhance_your_calm(
-                "header list is more than 32 times over its limit",
+                "header list is too large to be decoded and discarded",
             ),
             _ => ConnectionError::new(
                 ErrorCode::COMPRESSION_ERROR,
                 "header block cannot be decoded",
             ),
-        })?;
+        }
+    }
+
+    /// A complete header block; `head` is that of its HEADERS frame.
+    #[inline]
+    fn on_block<'i>(&mut self, head: Head, block: &[u8], fields: &mut Fields) -> Answer<'i> {
+        fields.clear();
+        let outcome = self.decoder.decode(block, self.limits(), fields);
+        self.on_list(head, outcome, fields)
+    }
+
+    /// A header list as it was decoded.
+    #[inline]
+    fn on_list<'i>(
+        &mut self,
+        head: Head,
+        outcome: Result<Outcome, HpackError>,
+        fields: &Fields,
+    ) -> Answer<'i> {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return Err(self.undecodable(head.stream, error)),
+        };
         let decoded = Decoded {
             fields,
             end_stream: head.has(flag::END_STREAM),
@@ -222,13 +291,11 @@ impl Connection {
 
     /// The client waits for a response: this is one, or a 1xx before it.
     fn on_response<'i>(&mut self, id: u32, decoded: Decoded<'_>) -> Answer<'i> {
-        let (status, length) = if decoded.too_large {
-            (decoded.fields.status(), None)
-        } else {
-            match headers::response(decoded.fields) {
-                Ok(response) => (Some(response.status), response.content_length),
-                Err(_) => (None, None),
-            }
+        let (status, length) = match headers::response(decoded.fields) {
+            // What is missing of a list that is too large may be a length, too.
+            Ok(response) if decoded.too_large => (Some(response.status), None),
+            Ok(response) => (Some(response.status), response.content_length),
+            Err(_) => (None, None),
         };
         let Some(status) = status else {
             return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
@@ -264,7 +331,7 @@ impl Connection {
 
     /// A second list on a stream: trailers, which must end it (§8.1).
     fn on_trailers<'i>(&mut self, id: u32, decoded: Decoded<'_>) -> Answer<'i> {
-        let valid = decoded.too_large || headers::trailers(decoded.fields).is_ok();
+        let valid = headers::trailers(decoded.fields).is_ok();
         let Some(stream) = self.streams.get(id) else {
             return Ok(None);
         };

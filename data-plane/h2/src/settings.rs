@@ -33,6 +33,10 @@ pub struct Config {
     pub header_list_bytes: usize,
     /// Fields in a list, cookie crumbs included. Default 256.
     pub header_fields: usize,
+    /// A header list over these limits is decoded and discarded up to this many bytes, both encoded and
+    /// decoded, in little memory; above, the connection ends, because its HPACK table would be lost.
+    /// Default 1 MiB.
+    pub header_block_bytes: usize,
     /// Streams that a client may have open at once; above, REFUSED_STREAM. Default 1000.
     pub max_concurrent_streams: u32,
     /// Initial window of each stream. Default 64 KiB.
@@ -83,6 +87,7 @@ impl Default for Config {
         Self {
             header_list_bytes: 32 * 1024,
             header_fields: 256,
+            header_block_bytes: 1024 * 1024,
             max_concurrent_streams: 1000,
             stream_window: 64 * 1024,
             max_stream_window: 4 * 1024 * 1024,

@@ -96,7 +96,11 @@ impl Connections {
         low_memory: bool,
         now: Instant,
     ) -> io::Result<ConnKey> {
-        let h2 = Connection::client(config(low_memory), now);
+        let config = Config {
+            header_block_bytes: SERVER_BLOCK_BYTES,
+            ..config(low_memory)
+        };
+        let h2 = Connection::client(config, now);
         self.insert(transport, h2, Side::Opened(opened), now)
     }
 
@@ -294,6 +298,10 @@ impl Connections {
         }
     }
 }
+
+/// A header list of a server that is too large is decoded and discarded up to this size, since calls of many callers share
+/// the connection. What a caller sends is limited more strictly: its connection is its own.
+const SERVER_BLOCK_BYTES: usize = 16 * 1024 * 1024;
 
 fn config(low_memory: bool) -> Config {
     Config {

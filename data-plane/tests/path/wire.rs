@@ -155,6 +155,7 @@ impl Wire {
         let limits = Limits {
             list_bytes: 1 << 14,
             fields: 100,
+            discarded_bytes: 1 << 20,
         };
         let outcome = self.decoder.decode(&frame.payload, limits, &mut fields);
         assert!(matches!(outcome, Ok(Outcome::Complete)), "{outcome:?}");

@@ -81,7 +81,7 @@ impl Table {
     pub(crate) fn add(&mut self, bytes: &[u8], name_len: usize, marks: Marks) {
         let size = bytes.len() + FIELD_OVERHEAD;
         let Some(room_for) = self.max_size.checked_sub(size) else {
-            self.evict(0);
+            self.clear();
             return;
         };
         self.evict(room_for);
@@ -97,6 +97,11 @@ impl Table {
         });
         self.size += size;
         self.added = self.added.wrapping_add(1);
+    }
+
+    /// Evicts all entries, as a field that is larger than the table does (§4.4).
+    pub(crate) fn clear(&mut self) {
+        self.evict(0);
     }
 
     /// The entry that is `age` additions old; 0 is the youngest.

@@ -9,6 +9,7 @@ use crate::Fields;
 pub(super) const WIDE: Limits = Limits {
     list_bytes: 1 << 20,
     fields: 10_000,
+    discarded_bytes: 1 << 25,
 };
 
 pub(super) fn list(fields: &[(&str, &str)]) -> Fields {
@@ -116,7 +117,7 @@ proptest! {
     fn any_octets_are_decoded_or_refused(
         blocks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 1..8)
     ) {
-        let limits = Limits { list_bytes: 500, fields: 8 };
+        let limits = Limits { list_bytes: 500, fields: 8, discarded_bytes: 16_000 };
         let mut decoder = Decoder::new(4096);
         let mut out = Fields::new();
         for block in blocks {

@@ -11,6 +11,7 @@ mod states;
 mod windows;
 mod messages;
 mod lists;
+mod large_lists;
 mod settings;
 mod shutdown;
 mod floods;

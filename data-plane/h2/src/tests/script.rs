@@ -170,6 +170,7 @@ impl Script {
                 let limits = Limits {
                     list_bytes: 1 << 20,
                     fields: 1000,
+                    discarded_bytes: 1 << 20,
                 };
                 self.decoder.decode(payload, limits, &mut list).unwrap();
                 self.lists.push(list);

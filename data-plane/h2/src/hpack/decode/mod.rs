@@ -1,32 +1,33 @@
 //! Header block → fields: the receiving half. A whole block and the limits come in; fields are
 //! appended to the caller's list, strings decoded straight into its arena. A block that goes over
 //! the limits is still decoded to its end, for the table's sake; one that is malformed may not go
-//! on in any form, nor may what comes after it on the connection.
+//! on in any form, nor may what comes after it on the connection. Large blocks are decoded in parts
+//! (`parts.rs`).
+
+mod kept;
+mod parts;
 
 use std::fmt;
 
 use super::table::{Table, lookup};
 use super::{Marks, huffman, integer};
 use crate::Fields;
-use crate::fields::FIELD_OVERHEAD;
 use crate::headers::FieldClass;
+use kept::List;
+pub(crate) use parts::Parts;
 
 /// How large a decoded list may become.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Names, values and 32 for each field (RFC 9113 §6.5.2). [`Limits::HARD_STOP`] times this ends
-    /// the decoding.
+    /// Names, values and 32 for each field (RFC 9113 §6.5.2).
     pub list_bytes: usize,
     /// Fields, cookie crumbs and pseudo-headers included.
     pub fields: usize,
-}
-
-impl Limits {
     /// A list over its limit is decoded to its end and discarded, so that only its own stream fails
-    /// (RFC 9113 §10.5.1). One that exceeds the limit this many times counts as an attack (an endless
-    /// list, or one large entry referenced again and again) and ends the connection: this limits the
-    /// bytes that one block can make us copy to 1 MiB.
-    pub const HARD_STOP: usize = 32;
+    /// (RFC 9113 §10.5.1). One that exceeds this many bytes counts as an attack (an endless list, or
+    /// one large entry referenced again and again) and ends the connection: it limits the bytes that
+    /// one block can make us copy.
+    pub discarded_bytes: usize,
 }
 
 /// The result of a block that was decoded to its end.
@@ -34,8 +35,8 @@ impl Limits {
 pub enum Outcome {
     /// Every field is in the list.
     Complete,
-    /// The list exceeded its limits: it has, in order, the fields that fitted; the table is correct, and
-    /// the connection can continue.
+    /// The list exceeded its limits: it has, in order, the fields that fitted, and those that the end
+    /// of a gRPC call needs (`kept.rs`); the table is correct, and the connection can continue.
     TooLarge,
 }
 
@@ -54,8 +55,8 @@ pub enum HpackError {
     LateSizeUpdate,
     /// A dynamic table size update above our SETTINGS_HEADER_TABLE_SIZE (§6.3).
     SizeUpdateTooLarge,
-    /// The list passed [`Limits::HARD_STOP`] times its limit: decoding stopped and the table is
-    /// lost (ENHANCE_YOUR_CALM).
+    /// The list passed [`Limits::discarded_bytes`]: decoding stopped and the table is lost
+    /// (ENHANCE_YOUR_CALM).
     ListTooLarge,
 }
 
@@ -68,7 +69,7 @@ impl fmt::Display for HpackError {
             Self::BadHuffman => "header block contains a malformed Huffman string",
             Self::LateSizeUpdate => "header block changes the table size after its first field",
             Self::SizeUpdateTooLarge => "header block sets a table size above our setting",
-            Self::ListTooLarge => "header list is more than 32 times over its limit",
+            Self::ListTooLarge => "header list is too large to be decoded and discarded",
         })
     }
 }
@@ -103,34 +104,29 @@ impl Decoder {
     ) -> Result<Outcome, HpackError> {
         let mut rest = block;
         self.take_size_updates(&mut rest)?;
-        let hard_stop = limits.list_bytes.saturating_mul(Limits::HARD_STOP);
-        let mut list = List {
-            out,
-            limits,
-            hard_stop,
-            kept: 0,
-            kept_bytes: 0,
-            seen_bytes: 0,
-        };
-        let mut outcome = Outcome::Complete;
+        let mut list = List::new(out, limits);
         while let Some((&first, tail)) = rest.split_first() {
             rest = tail;
-            let kept = match first {
-                0x80.. => self.indexed(first, &mut rest, &mut list)?,
-                0x40..=0x7f => self.literal(first, 6, Literal::Indexed, &mut rest, &mut list)?,
-                0x20..=0x3f => return Err(HpackError::LateSizeUpdate),
-                0x10..=0x1f => self.literal(first, 4, Literal::Never, &mut rest, &mut list)?,
-                0x00..=0x0f => self.literal(first, 4, Literal::Plain, &mut rest, &mut list)?,
-            };
-            if !kept {
-                outcome = Outcome::TooLarge;
-            }
+            self.field(first, &mut rest, &mut list)?;
         }
-        if outcome == Outcome::TooLarge {
-            // Fields that did not fit may have enlarged the arena: the memory is not needed again.
-            list.out.arena().shrink_to(limits.list_bytes);
+        Ok(list.end())
+    }
+
+    /// One field, whose first octet has been taken off.
+    #[inline]
+    fn field(
+        &mut self,
+        first: u8,
+        rest: &mut &[u8],
+        list: &mut List<'_>,
+    ) -> Result<(), HpackError> {
+        match first {
+            0x80.. => self.indexed(first, rest, list),
+            0x40..=0x7f => self.literal(first, 6, Literal::Indexed, rest, list),
+            0x20..=0x3f => Err(HpackError::LateSizeUpdate),
+            0x10..=0x1f => self.literal(first, 4, Literal::Never, rest, list),
+            0x00..=0x0f => self.literal(first, 4, Literal::Plain, rest, list),
         }
-        Ok(outcome)
     }
 
     /// RFC 7541 §4.2, §6.3: only before the first field, and never above what we allow.
@@ -147,19 +143,15 @@ impl Decoder {
     }
 
     /// §6.1
-    fn indexed(
-        &self,
-        first: u8,
-        rest: &mut &[u8],
-        list: &mut List<'_>,
-    ) -> Result<bool, HpackError> {
+    fn indexed(&self, first: u8, rest: &mut &[u8], list: &mut List<'_>) -> Result<(), HpackError> {
         let index = integer::decode(first, 7, rest)?;
         let found = lookup(&self.table, index).ok_or(HpackError::BadIndex)?;
-        let fits = list.admit(found.bytes.len())?;
-        if fits {
+        if list.admit(found.bytes.len())? {
             list.out.push_marked(&found);
+        } else {
+            list.over(&found);
         }
-        Ok(fits)
+        Ok(())
     }
 
     /// §6.2
@@ -170,7 +162,7 @@ impl Decoder {
         kind: Literal,
         rest: &mut &[u8],
         list: &mut List<'_>,
-    ) -> Result<bool, HpackError> {
+    ) -> Result<(), HpackError> {
         let arena = list.out.arena();
         let start = arena.len();
         let index = integer::decode(first, prefix, rest)?;
@@ -193,15 +185,14 @@ impl Decoder {
             self.table.add(bytes, name_len, marks);
         }
         let len = bytes.len();
-        let fits = list.admit(len)?;
-        if fits {
-            let sensitive = matches!(kind, Literal::Never);
+        let sensitive = matches!(kind, Literal::Never);
+        if list.admit(len)? {
             list.out
                 .commit(start, name_len, len - name_len, marks, sensitive);
         } else {
-            list.out.rewind(start);
+            list.over_literal(start, name_len, marks, sensitive);
         }
-        Ok(fits)
+        Ok(())
     }
 }
 
@@ -214,36 +205,6 @@ enum Literal {
     Plain,
     /// In no table (§6.2.3).
     Never,
-}
-
-/// The list being decoded, with its remaining limits.
-struct List<'o> {
-    out: &'o mut Fields,
-    limits: Limits,
-    hard_stop: usize,
-    kept: usize,
-    kept_bytes: usize,
-    /// Of all fields, including those that did not fit.
-    seen_bytes: usize,
-}
-
-impl List<'_> {
-    /// Counts a field of this size; returns whether it fits.
-    #[inline]
-    fn admit(&mut self, bytes: usize) -> Result<bool, HpackError> {
-        let size = bytes + FIELD_OVERHEAD;
-        self.seen_bytes += size;
-        if self.seen_bytes > self.hard_stop {
-            return Err(HpackError::ListTooLarge);
-        }
-        let kept_bytes = self.kept_bytes + size;
-        let fits = self.kept < self.limits.fields && kept_bytes <= self.limits.list_bytes;
-        if fits {
-            self.kept += 1;
-            self.kept_bytes = kept_bytes;
-        }
-        Ok(fits)
-    }
 }
 
 /// A string literal (§5.2), decoded to the end of `arena`. Its length is checked before a byte of

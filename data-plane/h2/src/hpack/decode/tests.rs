@@ -303,6 +303,7 @@ fn a_list_over_the_limit_leaves_the_table_right() {
     let limits = Limits {
         list_bytes: 100,
         fields: 16,
+        discarded_bytes: 3200,
     };
     let mut decoder = Decoder::new(4096);
     let mut out = Fields::new();
@@ -326,6 +327,7 @@ fn fields_are_counted_and_bounded() {
     let limits = Limits {
         list_bytes: 1 << 20,
         fields: 256,
+        discarded_bytes: 1 << 25,
     };
     let mut out = Fields::new();
     let outcome = Decoder::new(4096).decode(&[0x82; 256], limits, &mut out);
@@ -338,6 +340,7 @@ fn fields_are_counted_and_bounded() {
     let limits = Limits {
         list_bytes: 32 * 5,
         fields: 256,
+        discarded_bytes: 1 << 20,
     };
     let empty = hex("0000 00").repeat(6);
     assert_eq!(
@@ -352,6 +355,7 @@ fn bombs_are_cut_far_over_the_limit() {
     let limits = Limits {
         list_bytes: 32 << 10,
         fields: 256,
+        discarded_bytes: 1 << 20,
     };
     // CVE-2016-6581: one large entry, named over and over by one octet
     let mut bomb = hex("4001 61 7f811e"); // a value of 3968 octets
@@ -368,5 +372,173 @@ fn bombs_are_cut_far_over_the_limit() {
             "{}",
             out.arena().capacity()
         );
+    }
+}
+
+/// What a decoder that keeps at most 200 bytes and 4 fields has of a block.
+fn small(block: &[u8]) -> Vec<(String, String)> {
+    let limits = Limits {
+        list_bytes: 200,
+        fields: 4,
+        discarded_bytes: 1 << 20,
+    };
+    let mut out = Fields::new();
+    let outcome = Decoder::new(4096).decode(block, limits, &mut out);
+    assert_eq!(outcome, Ok(Outcome::TooLarge));
+    assert!(out.arena().capacity() <= 8 << 10);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    out.iter().map(|f| (text(f.name), text(f.value))).collect()
+}
+
+/// A literal that is not indexed.
+fn literal(name: &str, value: &str) -> Vec<u8> {
+    let mut block = vec![0];
+    for text in [name, value] {
+        integer::encode(text.len(), 7, 0, &mut block);
+        block.extend_from_slice(text.as_bytes());
+    }
+    block
+}
+
+/// Issue 10, C2.
+#[test]
+fn what_ends_a_grpc_call_is_kept_wherever_it_stands() {
+    let others = [0x82; 5];
+    let status = literal("grpc-status", "5");
+    let rest = [literal("x", "y"), literal("grpc-message", "not here")].concat();
+    let kept = small(&[&others[..], &status, &rest].concat());
+    let expect = [("grpc-status", "5"), ("grpc-message", "not here")];
+    assert_eq!(kept[4..], pairs(&expect));
+    // By bytes; and from the table.
+    let large = literal("x", &"y".repeat(250));
+    let indexed = [&[0x40][..], &status[1..]].concat();
+    let kept = small(&[&large, &indexed[..]].concat());
+    assert_eq!(kept, pairs(&expect[..1]));
+    let kept = small(&[&indexed[..], &[0x82; 5], &[0xbe]].concat());
+    assert_eq!(kept.last(), pairs(&expect[..1]).last());
+    // A long message is cut, one that is no valid field is not kept, nor is a second one.
+    let kept = small(
+        &[
+            &others[..],
+            &literal("grpc-message", &"m".repeat(9000)),
+            &status,
+        ]
+        .concat(),
+    );
+    let cut = "m".repeat(4096);
+    let expect = [("grpc-message", &cut[..]), ("grpc-status", "5")];
+    assert_eq!(kept[4..], pairs(&expect));
+    let kept = small(
+        &[
+            &others[..],
+            &literal("grpc-message", "a\r\nb"),
+            &status,
+            &status,
+        ]
+        .concat(),
+    );
+    assert_eq!(kept[4..], pairs(&[("grpc-status", "5")]));
+}
+
+mod parts {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::hpack::decode::Parts;
+
+    const LIMITS: Limits = Limits {
+        list_bytes: 300,
+        fields: 6,
+        discarded_bytes: 1 << 20,
+    };
+
+    /// A field by kind: indexed, or a literal of each form whose strings have these lengths.
+    fn field(kind: u8, name: usize, value: usize, out: &mut Vec<u8>) {
+        let first = match kind {
+            0 => return out.push(0x82),
+            1 => return out.push(0xbe), // the youngest entry, if there is one
+            2 => 0x40,
+            3 => 0x10,
+            _ => 0,
+        };
+        out.push(first);
+        for (len, byte) in [(name, b'n'), (value, b'v')] {
+            let text = vec![byte; len];
+            if kind == 4 {
+                let mut coded = Vec::new();
+                huffman::encode(&text, &mut coded);
+                integer::encode(coded.len(), 7, 0x80, out);
+                out.extend_from_slice(&coded);
+            } else {
+                integer::encode(len, 7, 0, out);
+                out.extend_from_slice(&text);
+            }
+        }
+    }
+
+    fn in_parts(
+        decoder: &mut Decoder,
+        block: &[u8],
+        sizes: &[usize],
+        out: &mut Fields,
+    ) -> Result<Outcome, HpackError> {
+        let mut parts = Parts::default();
+        let (mut waiting, mut rest) = (Vec::new(), block);
+        for size in sizes {
+            let (piece, tail) = rest.split_at((*size).min(rest.len()));
+            rest = tail;
+            waiting.extend_from_slice(piece);
+            let used = decoder.decode_part(&mut parts, &waiting, LIMITS)?;
+            waiting.drain(..used);
+            // Two strings of the length that is waited for, and the octets before them.
+            assert!(waiting.len() <= 2 * 4 * 300 + 20, "{}", waiting.len());
+        }
+        waiting.extend_from_slice(rest);
+        decoder.decode_last(parts, &waiting, LIMITS, out)
+    }
+
+    proptest! {
+        #[test]
+        fn parts_of_any_size_give_the_list_and_the_table_of_the_whole(
+            fields in proptest::collection::vec((0_u8..6, 0_usize..3, 0_usize..5000), 1..12),
+            sizes in proptest::collection::vec(0_usize..1500, 0..30),
+            update in any::<bool>(),
+        ) {
+            let mut block = Vec::new();
+            if update {
+                block.extend_from_slice(&[0x20, 0x3f, 0x61]); // 0, then 128
+            }
+            block.extend_from_slice(&[0x40, 1, b'a', 1, b'b']);
+            for (kind, name, value) in fields {
+                // Some names are long, some values short.
+                let name = if name == 2 { value } else { name };
+                let value = if value % 3 == 0 { value % 50 } else { value };
+                field(kind, name, value, &mut block);
+            }
+            let (mut whole, mut list) = (Decoder::new(256), Fields::new());
+            let expect = whole.decode(&block, LIMITS, &mut list);
+            let (mut pieces, mut out) = (Decoder::new(256), Fields::new());
+            let found = in_parts(&mut pieces, &block, &sizes, &mut out);
+            prop_assert_eq!(found, expect);
+            if expect.is_ok() {
+                prop_assert_eq!(&out, &list);
+                prop_assert_eq!(pieces.table.len(), whole.table.len());
+                for age in 0..whole.table.len() {
+                    let bytes = |table: &Table| table.get(age).map(|entry| entry.bytes.to_vec());
+                    prop_assert_eq!(bytes(&pieces.table), bytes(&whole.table));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_that_ends_inside_a_skipped_string_is_truncated() {
+        let mut block = Vec::new();
+        field(5, 1, 5000, &mut block);
+        for len in 1..block.len() {
+            let mut decoder = Decoder::new(256);
+            let found = in_parts(&mut decoder, &block[..len], &[100; 60], &mut Fields::new());
+            assert_eq!(found, Err(HpackError::Truncated), "{len}");
+        }
     }
 }
