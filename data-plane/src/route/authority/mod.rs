@@ -120,8 +120,9 @@ pub(crate) fn explain_no_route(
         );
     }
     let host = String::from_utf8_lossy(host);
+    let sent = String::from_utf8_lossy(authority.unwrap_or_default());
     let mut full = Name::default();
-    let full = full.full(host.as_bytes(), namespace).unwrap_or(&host);
+    let full = full.full(host.as_bytes(), namespace).unwrap_or(&sent);
     let mut near = nearest(full, table.services().map(|s| &*s.name), 3);
     for name in nearest(&host, table.services().map(|s| &*s.service), 3) {
         if near.len() < 3
@@ -133,7 +134,7 @@ pub(crate) fn explain_no_route(
         }
     }
     let hint = offer(&near, "");
-    format!("node {node} knows no service {full}, which the authority {host:?} names{hint}")
+    format!("node {node} knows no service {full}, which the authority {sent:?} names{hint}")
 }
 
 fn offer(near: &[&str], otherwise: &str) -> String {

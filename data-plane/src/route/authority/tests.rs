@@ -138,6 +138,8 @@ fn sentences_name_what_is_wrong_and_what_to_do() {
         text.contains("userz.default") && text.contains("users.default"),
         "{text}"
     );
+    let text = explain_no_route(&table, &Caller::of_test(), Some(b"::1"), b"/a.B/C");
+    assert!(text.contains("the authority \"::1\" names"), "{text}");
     let text = explain_no_route(
         &table,
         &Caller::of_test(),
