@@ -31,21 +31,41 @@ pub(in crate::exchange) fn strip(fields: &mut Fields) {
     }
 }
 
-/// Repairs an authority that strict servers (the http crate) would refuse: an empty one, and one with the zone of an
-/// IPv6 address, which has a meaning only on the caller's host.
+/// Repairs an authority that strict servers (the http crate) would refuse: a missing or empty one, and one with the zone of
+/// an IPv6 address, which has a meaning only on the caller's host.
+#[inline]
 pub(in crate::exchange) fn normalize_authority(fields: &mut Fields) {
     let normalized = match fields.authority() {
-        Some(b"") => match fields.get(b"host") {
-            None | Some(b"") => b"localhost".to_vec(),
-            Some(host) => host.to_vec(),
-        },
+        None | Some(b"") => {
+            let host = fields.get(b"host").filter(|host| !host.is_empty());
+            let host = host.unwrap_or(b"localhost");
+            without_zone(host).unwrap_or_else(|| host.to_vec())
+        }
         Some(authority) => match without_zone(authority) {
             Some(normalized) => normalized,
             None => return,
         },
-        None => return,
     };
-    fields.set(b":authority", &normalized);
+    replace_authority(fields, &normalized);
+}
+
+/// Sets `:authority`. `host`, which would say something else, is removed (RFC 9113 §8.3.1).
+#[cold]
+pub(in crate::exchange) fn replace_authority(fields: &mut Fields, authority: &[u8]) {
+    fields.remove(b"host");
+    if fields.authority().is_some() {
+        return fields.set(b":authority", authority);
+    }
+    // Pseudo-headers come first.
+    let mut all = Fields::new();
+    all.push(b":authority", authority);
+    for field in fields.iter() {
+        match field.sensitive {
+            true => all.push_sensitive(field.name, field.value),
+            false => all.push(field.name, field.value),
+        }
+    }
+    *fields = all;
 }
 
 /// A list up to this size is kept unchanged.
@@ -169,21 +189,36 @@ mod tests {
     #[test]
     fn an_authority_that_servers_refuse_is_normalized() {
         for (given, host, expect) in [
-            ("", None, "localhost"),
-            ("", Some(""), "localhost"),
-            ("", Some("users:1"), "users:1"),
-            ("[fe80::1%25eth0]:15001", None, "[fe80::1]:15001"),
-            ("[fe80::1%eth0]", None, "[fe80::1]"),
-            ("[::1]:2", None, "[::1]:2"),
-            ("users", Some("other"), "users"),
+            (Some(""), None, "localhost"),
+            (Some(""), Some(""), "localhost"),
+            (Some(""), Some("users:1"), "users:1"),
+            (Some("[fe80::1%25eth0]:15001"), None, "[fe80::1]:15001"),
+            (Some("[fe80::1%e]:1"), Some("[fe80::1%e]:1"), "[fe80::1]:1"),
+            (Some("[fe80::1%eth0]"), None, "[fe80::1]"),
+            (Some("[::1]:2"), None, "[::1]:2"),
+            (None, None, "localhost"),
+            (None, Some(""), "localhost"),
+            (None, Some("users"), "users"),
+            (None, Some("[fe80::1%e]:1"), "[fe80::1]:1"),
         ] {
-            let mut fields = list(&[(":authority", given), ("a", "1")]);
+            let mut fields = Fields::new();
+            if let Some(given) = given {
+                fields.push(b":authority", given.as_bytes());
+            }
+            fields.push(b":path", b"/a.B/C");
+            fields.push(b"a", b"1");
             if let Some(host) = host {
                 fields.push(b"host", host.as_bytes());
             }
             normalize_authority(&mut fields);
-            assert_eq!(fields.authority(), Some(expect.as_bytes()), "{given}");
+            assert_eq!(fields.authority(), Some(expect.as_bytes()), "{given:?}");
+            assert_eq!(fields.get(b"host"), None, "{given:?}");
+            let last = fields.iter().last().map(|field| field.name);
+            assert_eq!((fields.len(), last), (3, Some(&b"a"[..])), "{given:?}");
         }
+        let mut fields = list(&[(":authority", "users"), ("host", "Users")]);
+        normalize_authority(&mut fields);
+        assert_eq!(fields, list(&[(":authority", "users"), ("host", "Users")]));
     }
 
     /// Issue 10, A1.

@@ -95,8 +95,7 @@ fn route_outbound<'t>(
     if matches!(decision, Decision::NoRoute) && call.request.authority().is_some_and(is_socket_path)
     {
         // Servers that parse the authority strictly (the http crate) would refuse it as sent.
-        let request = call.request.fields_mut();
-        request.set(b":authority", b"localhost");
+        headers::replace_authority(call.request.fields_mut(), b"localhost");
         decision = decide(call, caller, table, policy);
     }
     match decision {

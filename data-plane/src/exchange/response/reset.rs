@@ -40,12 +40,14 @@ impl Exchange {
             self.detach_upstream(key);
             return self.deadline_at_server(key);
         }
+        let peer = call.peer_name();
         self.unanswered(key, End::Reset);
         if by == Initiator::Local {
             let text = format!("the response of {target} violates HTTP/2 ({code})");
             return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
         }
-        let text = format!("{target} reset the call with {code}");
+        // On a link that is the other proxy: it reports resets of the instance in headers.
+        let text = format!("{peer} reset the call with {code}");
         let failure = Failure::reset(code, text);
         if code == ErrorCode::CANCEL {
             // The server cancelled the call; that is no request for another attempt.
