@@ -108,25 +108,15 @@ impl<'n, S: Copy> Path<'n, S> {
         self.namespaces.iter().map(|it| (it.namespace, &it.owner))
     }
 
-    /// The service that gets the calls from this namespace: the namespace's own, or while that has no instance the only
-    /// other one that has some.
+    /// The service that gets the calls from this namespace: the namespace's own, also while that has no instance. A
+    /// call must not reach another environment because its own is restarted.
     pub fn calls_from(&self, namespace: &str) -> ByPath<S> {
         let found = self
             .namespaces
             .binary_search_by_key(&namespace, |it| it.namespace);
-        let Some(own) = found.ok().and_then(|at| self.namespaces.get(at)) else {
-            return self.calls_from_elsewhere();
-        };
-        if own.instances != Instances::None {
-            return own.target();
-        }
-        let mut others = self.living();
-        match (others.next(), others.next()) {
-            (Some(one), None) => one.target(),
-            // Which of them has instances has to be found out first.
-            (Some(_), Some(_)) if self.has_candidates() => self.several(),
-            // The call fails for want of an instance of the caller's own namespace, rather than for ambiguity.
-            _ => own.target(),
+        match found.ok().and_then(|at| self.namespaces.get(at)) {
+            Some(own) => own.target(),
+            None => self.calls_from_elsewhere(),
         }
     }
 
@@ -149,12 +139,6 @@ impl<'n, S: Copy> Path<'n, S> {
     fn living(&self) -> impl Iterator<Item = &OfNamespace<'n, S>> {
         let living = |it: &&OfNamespace<'n, S>| it.instances != Instances::None;
         self.namespaces.iter().filter(living)
-    }
-
-    /// Whether at most one namespace is known to have instances, so that the rest decides.
-    fn has_candidates(&self) -> bool {
-        let known = self.living().filter(|it| it.instances == Instances::Some);
-        known.count() < 2
     }
 
     fn several(&self) -> ByPath<S> {
@@ -353,38 +337,25 @@ mod tests {
         assert_eq!(calls_from("default", &one_lives), "u1.ns1");
         let two_live = [("u2.ns2", Some), ("u3.ns3", None), ("u1.ns1", Some)];
         assert_eq!(calls_from("default", &two_live), "u1.ns1 or u2.ns2");
-        // Of the caller's own: it yields to the only other one that lives.
-        let wrong = [("wrong.default", None), ("right.ns1", Some)];
-        assert_eq!(calls_from("default", &wrong), "right.ns1");
-        let back = [("wrong.default", Some), ("right.ns1", Some)];
-        assert_eq!(calls_from("default", &back), "wrong.default");
+        // Of the caller's own: no call leaves the namespace while its own service is restarted.
+        let own = [("a.default", None), ("right.ns1", Some)];
+        assert_eq!(calls_from("default", &own), "a.default");
         let stands_in = [
             ("a.default", None),
             ("b.default", Some),
             ("right.ns1", Some),
         ];
         assert_eq!(calls_from("default", &stands_in), "b.default");
-        let unclear = [("a.default", None), ("x.ns1", Some), ("y.ns2", Some)];
-        assert_eq!(calls_from("default", &unclear), "a.default");
         let nobody = [("x.ns1", None), ("a.default", None)];
         assert_eq!(calls_from("default", &nobody), "a.default");
     }
 
     #[test]
-    fn whether_others_have_instances_is_found_out_before_the_own_one_fails() {
+    fn a_service_whose_instances_are_unknown_counts_until_they_are_known() {
         use Instances::{None, Some, Unknown};
-        let one = [("a.default", None), ("x.ns1", Unknown)];
-        assert_eq!(calls_from("default", &one), "x.ns1");
-        let two = [("a.default", None), ("x.ns1", Unknown), ("y.ns2", Some)];
+        let two = [("x.ns1", Unknown), ("y.ns2", Some), ("z.ns3", None)];
         assert_eq!(calls_from("default", &two), "x.ns1 or y.ns2");
         let own = [("a.default", Unknown), ("x.ns1", Some)];
         assert_eq!(calls_from("default", &own), "a.default");
-        let enough = [
-            ("a.default", None),
-            ("x.ns1", Some),
-            ("y.ns2", Some),
-            ("z.ns3", Unknown),
-        ];
-        assert_eq!(calls_from("default", &enough), "a.default");
     }
 }

@@ -474,9 +474,11 @@ mod tests {
         let view = mesh.view();
         let users = service_of(&view, &ServiceName::parse("users").unwrap()).unwrap();
         let path = users.paths.first().unwrap();
+        let none = "no service of another namespace stands in";
         assert_eq!(
             (&*path.owner, &*path.stand_in),
-            ("users.default", "other.shop")
+            ("users.default", ""),
+            "{none}"
         );
         assert_eq!(users.ambiguous_protos, [""; 0]);
     }

@@ -220,11 +220,11 @@ fn envoys_routes_say_what_outbound_does() {
         z.is_some_and(|z| z.starts_with("/z.Z/ one.")),
         "UNAVAILABLE"
     );
-    // The caller's own namespace yields to the only other one that has instances.
+    // Calls do not leave the caller's namespace while its own service has no instance.
     mesh.remove("a/a-canary/1");
     mesh.remove("a/users/2");
     let both = &paths(&mesh.snapshot()).1[1];
-    assert_eq!(both, "/x.Both/ orders.shop");
+    assert!(!both.ends_with("orders.shop"), "{both}");
 }
 
 /// Issue 10, B2: proxies get the claims and since when they exist, and a change of one claim changes one index.
