@@ -11,6 +11,13 @@ use super::StateDir;
 /// How soon a failed write (disk full, folder read-only) is retried, even if nothing changed.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
+/// A change in whether the file can be written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Failing,
+    Restored,
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct StateWriter {
@@ -40,9 +47,9 @@ impl StateWriter {
     /// Writes and pauses. False if the write failed: then the caller retries with the newest value.
     pub async fn write(&mut self, value: impl FnOnce() -> Vec<u8> + Send + 'static) -> bool {
         let written = self.dir.write_off_thread(self.file, value).await;
-        match &written {
-            Ok(()) if self.failing => info!("the state dir can be written again"),
-            Err(error) if !self.failing => {
+        match (self.change(written.is_ok()), &written) {
+            (Some(Change::Restored), _) => info!("the state dir can be written again"),
+            (Some(Change::Failing), Err(error)) => {
                 warn!("cannot write to the state dir ({error}): {}", self.loss);
             }
             _ => {}
@@ -50,5 +57,15 @@ impl StateWriter {
         self.failing = written.is_err();
         sleep(if self.failing { self.again } else { self.rest }).await;
         !self.failing
+    }
+
+    /// What this result changes, to be logged once.
+    pub(super) fn change(&self, written: bool) -> Option<Change> {
+        match (self.failing, written) {
+            (false, false) => Some(Change::Failing),
+            // After the release nothing is written, so success says nothing about the disk.
+            (true, true) if !self.dir.is_released() => Some(Change::Restored),
+            _ => None,
+        }
     }
 }

@@ -107,6 +107,12 @@ impl StateDir {
         *self.writing() = Lock::Released;
     }
 
+    /// Whether the folder belongs to the next process, so that writes do nothing.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        matches!(*self.writing(), Lock::Released)
+    }
+
     fn writing(&self) -> MutexGuard<'_, Lock> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,7 +231,7 @@ impl StateDir {
 
     /// Renames an unusable file, so that a person can look at it and the next write does not replace it.
     pub fn set_aside(&self, name: &str, why: &str) {
-        if matches!(*self.writing(), Lock::Released) {
+        if self.is_released() {
             return;
         }
         set_aside(&self.path, name, why);

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use super::{HEADER, MAX_BAD_FILES, MAX_BYTES, StateDir, StateDirError, StateWriter, entries};
+use super::{
+    HEADER, MAX_BAD_FILES, MAX_BYTES, StateDir, StateDirError, StateWriter, entries, keep::Change,
+};
 
 fn asides(dir: &Path, name: &str) -> usize {
     entries(dir, &format!("{name}.bad-")).len()
@@ -146,6 +148,23 @@ async fn a_keeper_says_when_to_try_again_and_goes_on_when_it_can() {
     assert_eq!(dir.read("x").unwrap(), "old");
     assert!(keeper.write(|| b"newest".to_vec()).await);
     assert_eq!(dir.read("x").unwrap(), "newest");
+}
+
+/// Issue 10, D4: a proxy that stops on a full disk does not report that the disk has space again.
+#[tokio::test]
+async fn a_keeper_reports_that_it_can_write_again_only_after_it_has_written() {
+    let temp = tempfile::tempdir().unwrap();
+    let (path, moved) = (temp.path().join("state"), temp.path().join("moved"));
+    let dir = StateDir::open(&path).unwrap();
+    let mut keeper = StateWriter::new(dir.clone(), "x", Duration::ZERO, "a test begins anew");
+    keeper.again = Duration::ZERO;
+    assert_eq!(keeper.change(false), Some(Change::Failing));
+    fs::rename(&path, &moved).unwrap();
+    assert!(!keeper.write(|| b"new".to_vec()).await);
+    assert_eq!(keeper.change(false), None, "it is logged once");
+    assert_eq!(keeper.change(true), Some(Change::Restored));
+    dir.release();
+    assert_eq!(keeper.change(true), None, "nothing was written");
 }
 
 #[test]
