@@ -55,6 +55,15 @@ pub enum ReflectError {
     ListsNothing,
     #[error("its server reflection has no descriptors of {0}")]
     Lacks(String),
+    #[error(
+        "its server reflection answers {} to the request for the descriptors of {symbol}{}",
+        code_name(status.code()),
+        quoted(status.message())
+    )]
+    Denied {
+        symbol: String,
+        status: Box<tonic::Status>,
+    },
     #[error("its server reflection violates the reflection protocol ({0})")]
     Protocol(String),
     #[error("its descriptors exceed the limit of {} MiB or {MAX_FILES} files", MAX_SCHEMA_BYTES >> 20)]
@@ -135,6 +144,14 @@ pub async fn run(agent: Agent, joined: Joined, again: Arc<Notify>) {
         }
         backoff.reset();
         sleep_until(begun + ROUND_INTERVAL).await;
+    }
+}
+
+/// The program's own text, if it gave one, bounded and in one line.
+fn quoted(message: &str) -> String {
+    match query::printable(message) {
+        text if text.is_empty() => text,
+        text => format!(" (\"{text}\")"),
     }
 }
 

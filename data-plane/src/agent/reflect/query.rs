@@ -263,8 +263,10 @@ impl ReflectionClient {
                         files.add(file.into())?;
                     }
                 }
-                Ok(MessageResponse::ErrorResponse(_)) => {
-                    lacking.get_or_insert(ReflectError::Lacks(what));
+                Ok(MessageResponse::ErrorResponse(error)) => {
+                    let status =
+                        tonic::Status::new(Code::from(error.error_code), error.error_message);
+                    lacking.get_or_insert(not_given(what, Box::new(status)));
                 }
                 Ok(_) => {
                     return Err(ReflectError::Protocol(
@@ -272,9 +274,11 @@ impl ReflectionClient {
                     ));
                 }
                 // Some servers end the stream instead of answering that they do not have it.
-                Err(ReflectError::Status(_) | ReflectError::NoReflection)
-                    if reopened < MAX_REOPENED =>
-                {
+                Err(ReflectError::Status(status)) if reopened < MAX_REOPENED => {
+                    reopened += 1;
+                    lacking.get_or_insert(not_given(what, status));
+                }
+                Err(ReflectError::NoReflection) if reopened < MAX_REOPENED => {
                     reopened += 1;
                     lacking.get_or_insert(ReflectError::Lacks(what));
                 }
@@ -330,6 +334,14 @@ impl ReflectionClient {
     }
 }
 
+/// Why the program did not give the descriptors of `symbol`. Only NOT_FOUND says that it has none.
+fn not_given(symbol: String, status: Box<tonic::Status>) -> ReflectError {
+    match status.code() {
+        Code::NotFound => ReflectError::Lacks(symbol),
+        _ => ReflectError::Denied { symbol, status },
+    }
+}
+
 fn from_status(status: tonic::Status) -> ReflectError {
     if std::error::Error::source(&status).is_some() || status.code() == Code::Unavailable {
         return ReflectError::Unreachable(printable(&status_text(&status)));
@@ -342,7 +354,7 @@ fn from_status(status: tonic::Status) -> ReflectError {
 }
 
 /// Text of the instance, bounded and in one line.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let one = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(MAX_TEXT).map(one).collect()
 }

@@ -48,6 +48,8 @@ struct Script {
     hangs: bool,
     /// Ends the stream with this status for an unknown symbol.
     unknown: Option<Code>,
+    /// Answers the request for an unknown symbol with this error; default: NOT_FOUND.
+    denies: Option<Code>,
 }
 
 #[derive(Clone, Default)]
@@ -111,7 +113,7 @@ impl Script {
             (_, None) => match self.unknown {
                 Some(code) => return Some(Err(Status::new(code, "unknown"))),
                 None => MessageResponse::ErrorResponse(ErrorResponse {
-                    error_code: Code::NotFound.into(),
+                    error_code: self.denies.unwrap_or(Code::NotFound).into(),
                     error_message: "unknown".into(),
                 }),
             },
@@ -233,6 +235,36 @@ async fn what_reflection_lists_is_served_and_other_services_of_its_files_are_not
             schema.services().contains_key("shop.Ads"),
             "it is schema all the same"
         );
+    }
+}
+
+/// Issue 10, B1: a server that lists its services but does not give their files is not said to have none.
+#[tokio::test]
+async fn a_refusal_of_descriptors_is_shown_with_its_code_and_text() {
+    let refusals = [
+        (Some(Code::PermissionDenied), None),
+        (None, Some(Code::PermissionDenied)),
+    ];
+    for (denies, unknown) in refusals {
+        let server = Server::of(Script {
+            lists: vec!["shop.Cart"],
+            denies,
+            unknown,
+            ..Script::default()
+        });
+        let agent = Agent::new("a");
+        agent
+            .register(checked(unnamed(server.start().await)))
+            .unwrap();
+        let words = "its server reflection answers PERMISSION_DENIED to the request for the \
+            descriptors of shop.Cart (\"unknown\"): give its descriptors";
+        until(&agent, "a reason", |views| {
+            views.values().all(|view| !view.schema_reason.is_empty())
+        })
+        .await;
+        let (_, view) = one(&agent);
+        assert!(view.schema_reason.contains(words), "{}", view.schema_reason);
+        serves(&agent, &["shop.Cart"]).await;
     }
 }
 
