@@ -57,6 +57,7 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
     let mut reported: Option<Instant> = None;
     let mut failed = false;
     let mut away = false;
+    let mut returning = Backoff::new(FIRST_RETRY, plan.interval.max(FIRST_RETRY));
     let mut spread = Some(FIRST_JITTER);
     let mut used = joined.checked_by;
     loop {
@@ -74,6 +75,7 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
             // It failed and is back, as a check, a call or a closed connection showed: it may be another process.
             agent.reflect_again(&joined.registration);
             away = false;
+            returning.reset();
         }
         failed = !passed;
         if let Some(healthy) = thresholds.take(&finding) {
@@ -87,6 +89,9 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
         let pause = if thresholds.is_fresh() {
             // It may still be starting.
             backoff.fail().min(plan.interval)
+        } else if away {
+            // A call was refused: the program is most likely being restarted, and back long before an interval is over.
+            returning.fail().min(plan.interval)
         } else {
             jittered(plan.interval, spread.take().unwrap_or(JITTER))
         };

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use heddle_proto::registry::v1::{Health, HealthCheck, Instance, health_check::Kind};
@@ -20,7 +21,7 @@ use tonic_health::ServingStatus;
 
 use super::{probe::Probe, thresholds::Finding};
 use crate::agent::{
-    Agent,
+    Agent, InstanceFailure,
     instance_table::{Joined, UNCHECKED},
     key::InstanceKey,
     tests::{checked, free_address, instance, listener, soon, until},
@@ -305,4 +306,33 @@ async fn hanging_instances_delay_no_others_and_are_bounded_in_number() {
     assert!(meanwhile < 600, "{meanwhile} checks that hang came first");
     let most = most.load(Ordering::SeqCst);
     assert!(most <= 256 + 64 + 64, "{most} checks at once");
+}
+
+/// Issue 10, B1: an instance whose address refused a call is checked soon again also if the first check comes too early.
+#[tokio::test]
+async fn a_refused_instance_is_checked_again_soon_until_it_is_back() {
+    let (server, addr) = listener().await;
+    let long = HealthCheck {
+        interval: prost_types::Duration::try_from(Duration::from_secs(40)).ok(),
+        ..of(Kind::Tcp)
+    };
+    let agent = Agent::new("a");
+    agent.register(checked(with_check(addr, long))).unwrap();
+    until(&agent, "healthy", |views| {
+        views.values().all(|view| view.health == Health::Healthy)
+    })
+    .await;
+    drop(server);
+    let (key, _) = agent.views().1.into_iter().next().unwrap();
+    agent.report_failure(&key, InstanceFailure::Refused);
+    // Longer than until the first check, which still finds nobody.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let _server = TcpListener::bind(addr).await.unwrap();
+    let begun = Instant::now();
+    until(&agent, "healthy again", |views| {
+        views.values().all(|view| view.health == Health::Healthy)
+    })
+    .await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "only after {took:?}");
 }
