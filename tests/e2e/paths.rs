@@ -235,3 +235,58 @@ async fn a_services_file_and_heddle_run_can_leave_paths_to_others() {
     assert_eq!(conflicts(&mesh).await, []);
     program.stop_cleanly().await;
 }
+
+/// Issue 10, B1: programs of other proto services take the places of killed ones within 0.3 s, while no call is open and
+/// no check is due.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_at_the_address_has_its_own_paths_also_if_nobody_saw_the_restart() {
+    let mesh = Mesh::builder().start().await;
+    let mut programs = Vec::new();
+    for kind in ["tcp", "none", "grpc"] {
+        let mut echo = Start::new("heddle-echo", &binary("heddle-echo"))
+            .args(["--listen", "127.0.0.1:0", "--agent", "none"])
+            .spawn();
+        let address = echo.ready().await.get("listen").to_owned();
+        let text = format!(
+            "service: by-{kind}\nhealth: {{kind: {kind}, interval: 1h}}\n\
+             instances:\n  - {{id: i1, address: \"{address}\"}}\n"
+        );
+        mesh.write_services_file("a", &format!("{kind}.yaml"), &text);
+        programs.push((format!("by-{kind}"), address, echo));
+    }
+    for (service, ..) in &programs {
+        has_path(&mesh, service, ECHO).await;
+    }
+    // The proxy looks at the sockets of a new instance within some 0.1 s, and nothing shows when it has.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let mut others = Vec::new();
+    for (service, address, echo) in &mut programs {
+        echo.kill().await;
+        let store = format!("embedded:{}", mesh.path(service).display());
+        let mut other = Start::new("another program", &binary("heddle-control"))
+            .args(["--listen", address, "--http", "127.0.0.1:0"])
+            .args(["--store", &store])
+            .spawn();
+        other.ready().await;
+        others.push(other);
+    }
+    for (service, ..) in &programs {
+        has_path(&mesh, service, "heddle.status.v1.MeshStatus").await;
+        let left = paths(&mesh, service).await;
+        assert!(left.is_empty(), "{service}: {left:?}");
+    }
+    let failed = call(mesh.node("a").outbound, payload("x")).await;
+    failed
+        .expect_err("no program serves it")
+        .assert(Code::Unimplemented, "NO_ROUTE", &[ECHO]);
+}
+
+async fn has_path(mesh: &Mesh, service: &str, proto: &str) {
+    until("its proto service", async || {
+        let paths = mesh.service(service).await?.paths;
+        let known = paths.iter().any(|path| path.proto == proto);
+        seen(known, format!("{service}: {paths:?}"))
+    })
+    .await;
+}

@@ -28,7 +28,7 @@ use crate::{
         Agent, InstanceFailure,
         keep_alive::Stop,
         removal::Remover,
-        saved,
+        restarts, saved,
         services_dir::ServicesDir,
         session::{Identity, Session},
     },
@@ -148,6 +148,10 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     }
     let swept = agent.clone();
     tasks.restarted("agent-sweep", move || until_exit(swept.clone().sweep()));
+    let watched = agent.clone();
+    tasks.restarted("agent-restarts", move || {
+        until_exit(restarts::watch(watched.clone()))
+    });
 
     let (schemas, wanted) = Schemas::new();
     let (workers, reports, internal) = start_workers(&options, &incarnation)?;

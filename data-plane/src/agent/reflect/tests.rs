@@ -33,6 +33,7 @@ use crate::agent::{
     Agent, InstanceFailure,
     instance_table::{View, Views},
     key::InstanceKey,
+    restarts::Watcher,
     tests::{checked, free_address, instance, listener, until},
     validate::{Origin, check},
 };
@@ -148,7 +149,9 @@ impl Server {
         listener: tokio::net::TcpListener,
         stop: &CancellationToken,
     ) -> tokio::task::JoinHandle<()> {
+        let (_, health) = tonic_health::server::health_reporter();
         let server = tonic::transport::Server::builder()
+            .add_service(health)
             .add_service(ServerReflectionServer::new(self.clone()));
         let incoming = TcpListenerStream::new(listener);
         let stop = stop.clone();
@@ -416,6 +419,48 @@ async fn an_instance_that_was_away_is_queried_again_and_its_earlier_answer_stays
             views.values().all(|view| view.schema_reason.is_empty())
         })
         .await;
+    }
+}
+
+/// Issue 10, B1: a restart between two checks, while no call has a connection.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_program_that_restarts_quickly_and_unnoticed_is_queried_again() {
+    for kind in [Kind::Tcp, Kind::Grpc, Kind::None, Kind::KeepAlive] {
+        let server = Server::of(Script {
+            lists: vec!["shop.Old"],
+            ..Script::default()
+        });
+        let (listener, stop) = (
+            tokio::net::TcpListener::bind(free_address().await)
+                .await
+                .unwrap(),
+            CancellationToken::new(),
+        );
+        let addr = listener.local_addr().unwrap();
+        let serving = server.serve(listener, &stop);
+        let agent = Agent::new("a");
+        let check = HealthCheck {
+            kind: kind.into(),
+            interval: prost_types::Duration::try_from(Duration::from_secs(3600)).ok(),
+            ..HealthCheck::default()
+        };
+        let checked = checked(Instance {
+            health: Some(check),
+            ..unnamed(addr)
+        });
+        agent.register(checked).unwrap();
+        serves(&agent, &["shop.Old"]).await;
+        let mut watcher = Watcher::new(agent.clone());
+        watcher.look().await;
+
+        stop.cancel();
+        serving.await.unwrap();
+        server.now(|script| script.lists = vec!["shop.New"]);
+        let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
+        server.serve(listener, &CancellationToken::new());
+        watcher.look().await;
+        serves(&agent, &["shop.New"]).await;
     }
 }
 
