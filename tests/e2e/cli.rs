@@ -429,6 +429,31 @@ async fn a_run_that_is_killed_takes_its_program_along() {
     .await;
 }
 
+/// Issue 10, D4: `killall -9 heddle` kills the watchdog as well, which has the same name.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_with_its_watchdog_takes_its_program_along() {
+    let mesh = Mesh::builder().start().await;
+    let mut process = Start::new("heddle run", &binary("heddle"))
+        .args(["run", "--service", "users", "--instance", "u1"])
+        .args(["--agent", &format!("http://{}", mesh.node("a").agent)])
+        .arg("--")
+        .arg(binary("heddle-echo"))
+        .args(["--listen", "127.0.0.1:$PORT", "--agent", "none"])
+        .spawn();
+    process.ready().await;
+    let program = child_of(process.pid());
+    let family = descendants(process.pid()).into_iter().skip(1);
+    for watchdog in family.filter(|pid| *pid != program) {
+        heddle_tests::faults::signal(watchdog, "KILL");
+    }
+    process.kill().await;
+    until("the program has ended", async || {
+        seen(!alive(program), format!("{program} runs"))
+    })
+    .await;
+}
+
 /// All processes that descend from this one.
 pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];

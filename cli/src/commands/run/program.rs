@@ -1,6 +1,6 @@
 //! One run of the program. It has its own process group, so that Ctrl-C reaches it only after it has left the mesh, and
-//! a signal also reaches its child processes. A watchdog ends it if this process is killed. Input: a port and signals.
-//! Output: how it ended.
+//! a signal also reaches its child processes. A watchdog ends it if this process is killed, and the kernel ends the program
+//! itself if both are. Input: a port and signals. Output: how it ended.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -18,6 +18,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+#[cfg(target_os = "linux")]
+use super::death_signal;
 use super::options::Plan;
 use crate::watchdog::{self, WatchedGroup};
 
@@ -88,7 +90,10 @@ impl Program {
             port => port,
         };
         let mut watchdog = Watchdog::start();
-        let child = Command::new(&plan.program)
+        let mut command = Command::new(&plan.program);
+        #[cfg(target_os = "linux")]
+        death_signal::ends_with_this_process(&mut command);
+        let child = command
             .args(plan.args.iter().map(|arg| with_port(arg, port)))
             .env("PORT", port.to_string())
             .env("HEDDLE_OUTBOUND", &plan.outbound)
