@@ -1,7 +1,8 @@
 //! `heddle run`: any program joins the mesh without a change to its code. Input: a command line. Output: the program's
-//! exit code. `options` has what the user typed and what is registered, `program` one run of the command, `death_signal` what ends it if this process is killed, `lifecycle`
-//! the sequence from start to drain, `schema_hint` a warning about what the mesh could not learn of it, `sources` the
-//! proto services that may be meant. The program's protocol is not inspected here: the node's agent checks it.
+//! exit code. `options` has what the user typed and what is registered, `program` one run of the command,
+//! `death_signal` what ends it if this process is killed, `lifecycle` the sequence from start to drain, `schema_hint` a
+//! warning about what the mesh could not learn of it, `sources` the proto services that may be meant. The program's
+//! protocol is not inspected here: the node's agent checks it.
 
 use std::{ffi::OsString, process::ExitCode};
 
