@@ -202,7 +202,7 @@ impl StateDir {
         written
     }
 
-    /// The values whose names begin so, at most [`MOST_BESIDE`]; damaged ones are left out.
+    /// The values whose names begin so, at most 64; damaged ones are left out.
     #[must_use]
     pub fn read_beside(&self, begin: &str) -> Vec<Bytes> {
         let files = entries(&self.path, begin).into_iter().take(MOST_BESIDE);
