@@ -190,8 +190,8 @@ impl Connection {
         self.on_list(head, outcome, fields)
     }
 
-    /// A header list as it was decoded.
-    #[inline]
+    /// A header list as it was decoded. Inlined into the way of lists that come whole.
+    #[inline(always)]
     fn on_list<'i>(
         &mut self,
         head: Head,

@@ -58,7 +58,7 @@ impl<'o> List<'o> {
     }
 
     /// Counts a field of this size; returns whether it fits.
-    #[inline]
+    #[inline(always)]
     pub(super) fn admit(&mut self, bytes: usize) -> Result<bool, HpackError> {
         let size = bytes + FIELD_OVERHEAD;
         let counts = &mut self.counts;

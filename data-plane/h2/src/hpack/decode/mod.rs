@@ -112,8 +112,9 @@ impl Decoder {
         Ok(list.end())
     }
 
-    /// One field, whose first octet has been taken off.
-    #[inline]
+    /// One field, whose first octet has been taken off. Inlined, with what it calls for most fields: decoding in parts is a
+    /// second caller, and must not make the first one slower.
+    #[inline(always)]
     fn field(
         &mut self,
         first: u8,
@@ -143,6 +144,7 @@ impl Decoder {
     }
 
     /// §6.1
+    #[inline(always)]
     fn indexed(&self, first: u8, rest: &mut &[u8], list: &mut List<'_>) -> Result<(), HpackError> {
         let index = integer::decode(first, 7, rest)?;
         let found = lookup(&self.table, index).ok_or(HpackError::BadIndex)?;
