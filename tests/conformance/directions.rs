@@ -10,6 +10,7 @@ use heddle_tests::tools::root;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("heddle-proto", &[]),
     ("heddle-h2", &[]),
+    ("heddle-rest", &[]),
     ("heddle-options", &[]),
     ("heddle-listen", &[]),
     ("heddle-pacing", &[]),
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "heddle-proto",
             "heddle-h2",
+            "heddle-rest",
             "heddle-options",
             "heddle-listen",
             "heddle-pacing",
