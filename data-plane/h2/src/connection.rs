@@ -199,6 +199,25 @@ impl Connection {
         }
     }
 
+    /// Memory that is kept for bytes to come, in buffers that are empty now.
+    pub fn spare_bytes(&self) -> usize {
+        let pool: usize = self.pool.iter().map(|pending| pending.capacity()).sum();
+        let partial = match self.partial.is_empty() {
+            true => self.partial.capacity(),
+            false => 0,
+        };
+        self.output.spare_bytes() + partial + pool
+    }
+
+    /// Releases it.
+    pub fn release_spare(&mut self) {
+        self.output.shrink();
+        self.pool.clear();
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+    }
+
     /// Releases memory that an idle connection does not need.
     fn shrink(&mut self) {
         const KEPT_BYTES: usize = 512;

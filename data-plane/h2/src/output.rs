@@ -6,8 +6,9 @@ use crate::frame::{HEAD_BYTES, Head, flag, kind};
 
 /// An idle connection keeps no more memory than this for its next output.
 const IDLE_BYTES: usize = 1024;
-/// Written bytes are removed from the buffer when there are this many, and more than half.
-const COMPACT_BYTES: usize = 64 * 1024;
+/// Written bytes are removed from the buffer, and their memory is released, when there are this many, and at least half:
+/// so a peer that does not read holds at most twice the memory of what is queued for it, and this much.
+const COMPACT_BYTES: usize = 4 * 1024;
 
 /// Bytes to be written.
 #[derive(Debug, Default)]
@@ -86,13 +87,22 @@ impl Output {
             self.last_data = None;
         } else if self.start >= COMPACT_BYTES && self.start * 2 >= self.bytes.len() {
             self.bytes.drain(..self.start);
+            self.bytes.shrink_to(COMPACT_BYTES);
             self.last_data = None;
             self.control.moved(self.start);
             self.start = 0;
         }
     }
 
-    /// Releases memory; for a connection without streams.
+    /// Memory that is kept for later bytes; none is counted while some wait.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        match self.bytes.is_empty() {
+            true => self.bytes.capacity(),
+            false => 0,
+        }
+    }
+
+    /// Releases memory that an idle connection does not need.
     pub(crate) fn shrink(&mut self) {
         if self.bytes.is_empty() && self.bytes.capacity() > IDLE_BYTES {
             self.bytes = Vec::new();

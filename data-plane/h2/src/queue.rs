@@ -51,6 +51,34 @@ impl Connection {
         discarded
     }
 
+    /// Drops queued DATA of a stream and what follows it, also END_STREAM: the peer never sees the end. For a stream that is
+    /// going to be reset later; returns the number of bytes. A request that is all in its header list is left unchanged.
+    pub fn abandon(&mut self, stream: StreamId) -> usize {
+        let at = self
+            .streams
+            .slot(stream.0)
+            .and_then(|slot| self.streams.at(slot));
+        let Some(at) = at.filter(|at| at.send == Half::Closing && at.reset.is_none()) else {
+            return self.discard(stream);
+        };
+        let Some(pending) = at.pending.as_mut().filter(|pending| !pending.head().1) else {
+            return 0;
+        };
+        let abandoned = pending.abandon();
+        // It is open again, without anything to send.
+        at.send = Half::Body;
+        let empty = !pending.has_head();
+        let empty = at.pending.take_if(|_| empty);
+        self.pending_bytes = self.pending_bytes.saturating_sub(abandoned);
+        if let Some(slot) = self.streams.slot(stream.0) {
+            self.streams.update_ready(slot);
+        }
+        if let Some(pending) = empty {
+            self.give_back(pending);
+        }
+        abandoned
+    }
+
     /// What cannot be written now waits in its stream.
     pub(crate) fn queue(&mut self, slot: Slot, rest: &[u8], then: Then) {
         let mut pending = self.pool.pop().unwrap_or_default();

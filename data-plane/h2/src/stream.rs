@@ -9,7 +9,7 @@ use crate::event::{StreamId, Token};
 use crate::flow::{RecvWindow, SendWindow};
 use crate::streams::Ring;
 
-/// How far one direction of a message has come. Moves only downwards.
+/// How far one direction of a message has come. Moves only downwards, but for a request that is abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Half {
     /// No (final) header list yet.
@@ -121,7 +121,26 @@ impl Pending {
     }
 
     pub(crate) fn consume(&mut self, len: usize) {
+        const KEPT_BYTES: usize = 4 * 1024;
         self.start = self.data.len().min(self.start + len);
+        // What a slow peer has taken does not keep its memory. At three quarters, because the rest is copied.
+        if self.start >= KEPT_BYTES && self.start / 3 >= self.len() && self.len() > 0 {
+            self.data.drain(..self.start);
+            self.data.shrink_to(KEPT_BYTES);
+            self.start = 0;
+        }
+    }
+
+    /// Drops queued DATA and the end behind it: nothing more will be sent. Returns the memory of what was dropped.
+    pub(crate) fn abandon(&mut self) -> usize {
+        let trailers = self.trailers.memory_bytes();
+        self.then = Then::Nothing;
+        self.trailers.clear();
+        self.discard() + trailers
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.data.capacity()
     }
 
     /// Prepares the buffer for another stream; large ones are released.

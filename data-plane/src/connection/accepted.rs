@@ -104,6 +104,11 @@ impl Accepted {
         Some(true)
     }
 
+    /// Its Hello was answered: it is a link.
+    pub(crate) fn set_link(&mut self) {
+        self.idle.on_hello();
+    }
+
     /// Takes the bytes of a complete Hello.
     pub(crate) fn take_hello(&mut self) -> Option<Vec<u8>> {
         self.hello.take().map(|hello| hello.bytes)

@@ -164,8 +164,6 @@ pub(crate) struct Attempted {
     pub(crate) account: Account,
     /// The stream is charged to the account in its pool.
     pub(crate) charged: bool,
-    /// The end of its request waits for flow control.
-    pub(crate) stuck: bool,
 }
 
 /// Result of a cancel.
@@ -205,9 +203,8 @@ impl Conn {
             true => now,
             false => attempt.started + SETTLED,
         };
-        // A proxy does not count streams that it has begun to answer. And a request whose end waits for flow control
-        // keeps its memory until the stream is reset.
-        let free = link && answered || attempt.stuck;
+        // A proxy does not count streams that it has begun to answer.
+        let free = link && answered;
         let cancels = &mut opened.cancels;
         if free || cancels.goes_now(ready, now) {
             self.h2.reset(stream, ErrorCode::CANCEL);
@@ -224,9 +221,9 @@ impl Conn {
         });
         let at_bound = ready <= now || cancels.late.len() > BURST;
         // Until it is sent, the stream gets no credit, so that the server stops sending, and its unsent bytes are
-        // discarded.
+        // discarded, with their end.
         self.h2.set_token(stream, LATE);
-        self.h2.discard(stream);
+        self.h2.abandon(stream);
         Cancelled::Waits { at_bound }
     }
 

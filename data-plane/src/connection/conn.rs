@@ -62,6 +62,8 @@ pub(crate) struct Conn {
     stall: Option<(Instant, usize)>,
     /// How many refused streams have already been counted.
     refused: u64,
+    /// It is among the connections that may keep large empty buffers.
+    pub(super) keeps_spare: bool,
 }
 
 /// Progress of closing a connection.
@@ -147,6 +149,7 @@ impl Conn {
             buffered: ConnCharge::default(),
             stall: None,
             refused: 0,
+            keeps_spare: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! All connections of one worker: the registration of their sockets, which ones to flush or read again, their timers
 //! and their counts. Takes sockets; gives connections by key. The meaning of their bytes does not belong here.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,14 @@ pub(crate) struct Connections {
     /// Connections with more input than one turn takes, each once.
     to_read: Vec<ConnKey>,
     by_listener: ByListener,
+    /// Connections that keep memory for bytes to come, the one that was noted first in front.
+    spare: VecDeque<ConnKey>,
 }
+
+/// Empty buffers up to this size are kept by every connection.
+const SPARE_BYTES: usize = 4 * 1024;
+/// Most connections that keep larger ones. Each has at most some 256 KiB of output and eight queues of 64 KiB.
+const SPARE_CONNECTIONS: usize = 128;
 
 impl Connections {
     pub(crate) fn new(registry: Registry) -> Self {
@@ -36,6 +44,7 @@ impl Connections {
             to_flush: Vec::new(),
             to_read: Vec::new(),
             by_listener: ByListener::default(),
+            spare: VecDeque::new(),
         }
     }
 
@@ -290,6 +299,28 @@ impl Connections {
     }
 
     /// Switches the saving of memory on or off for all connections.
+    /// A connection was written to. Only so many keep large empty buffers: beyond that, those that have kept them longest
+    /// release them.
+    #[inline]
+    pub(crate) fn limit_spare(&mut self, key: ConnKey) {
+        if let Some(conn) = self.arena.get_mut(key)
+            && conn.begins_to_keep_spare(SPARE_BYTES)
+        {
+            self.keep_spare(key);
+        }
+    }
+
+    #[cold]
+    fn keep_spare(&mut self, key: ConnKey) {
+        self.spare.push_back(key);
+        if self.spare.len() > SPARE_CONNECTIONS
+            && let Some(oldest) = self.spare.pop_front()
+            && let Some(conn) = self.arena.get_mut(oldest)
+        {
+            conn.release_spare();
+        }
+    }
+
     pub(crate) fn set_low_memory(&mut self, low_memory: bool) {
         for key in self.arena.keys() {
             if let Some(conn) = self.arena.get_mut(key) {

@@ -1,6 +1,8 @@
-//! Counts the connections that each listener of a worker has accepted, and finds the idlest one, which is closed when
-//! there are too many. Takes connections and ends of calls; gives the connection to close. Closes nothing itself.
+//! Counts the connections that each listener of a worker has accepted, and finds the one to close when there are too many:
+//! the idlest. On inbound, connections that have not said Hello go before links, even with calls in flight, so that they
+//! cannot lock out other nodes. Takes connections and ends of calls; gives the connection to close. Closes nothing itself.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use heddle_listen::{Activity, Idle, IdleQueue};
@@ -13,6 +15,9 @@ use crate::keys::{ConnKey, ConnKind};
 /// Interval of the log message that a listener is full.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
+/// Up to this many entries of strangers are kept unchecked.
+const LEAST_PRUNED: usize = 64;
+
 /// State of one connection.
 #[derive(Debug)]
 pub(super) struct IdleState {
@@ -21,6 +26,8 @@ pub(super) struct IdleState {
     first_request_by: Instant,
     /// It has an entry in the queue.
     queued: bool,
+    /// Its Hello was accepted.
+    is_link: bool,
 }
 
 impl IdleState {
@@ -29,7 +36,13 @@ impl IdleState {
             idle: idle_from(now),
             first_request_by,
             queued: true,
+            is_link: false,
         }
+    }
+
+    /// Its Hello was accepted: it is another proxy's.
+    pub(super) fn on_hello(&mut self) {
+        self.is_link = true;
     }
 
     /// A request has arrived.
@@ -61,6 +74,9 @@ pub(super) struct ByListener {
 struct OfListener {
     open: usize,
     queue: IdleQueue<u64>,
+    /// On inbound, in order of arrival: connections that had not said Hello when they were last looked at. Some may be
+    /// closed, or links by now.
+    strangers: VecDeque<ConnKey>,
     logged: Option<Instant>,
 }
 
@@ -85,6 +101,12 @@ impl ByListener {
         of.queue.push(key.pack(), idle_from(now));
         let open = of.open;
         of.queue.prune(open, |key| activity(arena, key));
+        if role == Role::Inbound {
+            of.strangers.push_back(key);
+            if of.strangers.len() > 2 * open + LEAST_PRUNED {
+                of.strangers.retain(|key| is_stranger(arena, *key));
+            }
+        }
     }
 
     pub(super) fn remove(&mut self, role: Role) {
@@ -109,14 +131,30 @@ impl ByListener {
         }
     }
 
-    /// The connection of a listener to close first; `None` if all have calls in flight.
+    /// The connection of a listener to close first; `None` if all have calls in flight, and on inbound all are links.
     pub(super) fn idlest(
         &mut self,
         role: Role,
         arena: &mut Arena<ConnKind, Conn>,
     ) -> Option<ConnKey> {
-        let key = self.of(role).queue.pop(|key| activity(arena, key))?;
-        Some(Key::unpack(key))
+        let of = self.of(role);
+        let idle = of.queue.pop(|key| activity(arena, key)).map(Key::unpack);
+        if role == Role::Outbound || idle.is_some_and(|key| is_stranger(arena, key)) {
+            return idle;
+        }
+        while let Some(key) = of.strangers.pop_front() {
+            if !is_stranger(arena, key) {
+                continue;
+            }
+            // The idle link stays, and keeps its place in the queue.
+            if let Some(link) = idle
+                && let Activity::Idle(since) = activity(arena, link.pack())
+            {
+                of.queue.push(link.pack(), since);
+            }
+            return Some(key);
+        }
+        idle
     }
 
     /// Whether to log again that a listener is full.
@@ -135,6 +173,12 @@ impl ByListener {
             Role::Inbound => &mut self.inbound,
         }
     }
+}
+
+/// Whether an inbound connection is open and no link yet.
+fn is_stranger(arena: &Arena<ConnKind, Conn>, key: ConnKey) -> bool {
+    let accepted = arena.get(key).and_then(Conn::accepted);
+    accepted.is_some_and(|accepted| !accepted.idle.is_link)
 }
 
 /// State of a connection for the queue. A busy one loses its entry until its last call ends.

@@ -143,6 +143,19 @@ impl Conn {
         self.h2.queued_bytes() + self.h2.partial_bytes()
     }
 
+    /// Whether it keeps more than `most` bytes for later, and did not before.
+    #[inline]
+    pub(super) fn begins_to_keep_spare(&mut self, most: usize) -> bool {
+        let begins = !self.keeps_spare && self.h2.spare_bytes() > most;
+        self.keeps_spare |= begins;
+        begins
+    }
+
+    pub(super) fn release_spare(&mut self) {
+        self.keeps_spare = false;
+        self.h2.release_spare();
+    }
+
     /// Saves memory: windows do not grow, and less output is kept for a peer that does not read.
     pub(super) fn set_low_memory(&mut self, low_memory: bool) {
         self.h2.set_low_memory(low_memory);

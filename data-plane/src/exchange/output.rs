@@ -30,6 +30,7 @@ impl Exchange {
         self.on_progress(key);
         self.rearm(key);
         self.count_machine(key);
+        self.conns.limit_spare(key);
         // Calls may have waited for the server to read.
         let relieved = |conn: &Conn| conn.has_output_room();
         if let Some(pool) = full

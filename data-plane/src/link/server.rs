@@ -69,6 +69,9 @@ fn answer(conn: &mut Conn, stream: StreamId, answering: Answering<'_>) {
         return refuse(conn, stream, NO_COMMON_VERSION, &text, answering);
     }
     let Answering { own, reply, .. } = answering;
+    if let Some(accepted) = conn.accepted_mut() {
+        accepted.set_link();
+    }
     let response = HelloResponse {
         version: VERSION,
         node: own.node.to_owned(),

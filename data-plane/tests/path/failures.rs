@@ -210,3 +210,45 @@ async fn a_wrong_frame_ends_its_connection_and_no_other() {
     })
     .await;
 }
+
+/// Issue 10, N2: what the proxy ends must not break the length that the instance promised.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_with_a_length_that_is_cut_short_has_its_own_failure() {
+    let backend = Backend::start(|request, mut respond| {
+        Box::pin(async move {
+            let headers = http::Response::builder()
+                .header("content-type", "application/grpc")
+                .header("content-length", "10")
+                .body(())
+                .unwrap();
+            let mut stream = respond.send_response(headers, false).unwrap();
+            stream.send_data("part".into(), false).unwrap();
+            if request.uri().path().ends_with("Reset") {
+                tokio::task::yield_now().await;
+                return stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            }
+            let _ = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+        })
+    })
+    .await;
+    for (path, nodes, service) in paths(backend.address) {
+        nodes[0].publish(vec![service]);
+        let client = nodes[0].client().await;
+        for (method, status, reason) in [
+            ("Reset", "13", "UPSTREAM_RESET"),
+            ("Hang", "4", "DEADLINE_EXCEEDED"),
+        ] {
+            let call = request(method)
+                .header("grpc-timeout", "300m")
+                .body(())
+                .unwrap();
+            let reply = within(client.call(call, b"")).await.unwrap();
+            assert_eq!(
+                (reply.status(), reply.reason()),
+                (status, reason),
+                "{path}, {method}: {}",
+                reply.message()
+            );
+        }
+    }
+}

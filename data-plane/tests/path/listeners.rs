@@ -62,6 +62,31 @@ async fn strangers_at_inbound_take_no_place_of_the_nodes_own_callers() {
     assert_eq!(node.client().await.get(b"new").await.status(), "0");
 }
 
+/// Issue 10, N5.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_with_calls_at_inbound_do_not_lock_out_other_nodes() {
+    let backend = Backend::echo().await;
+    let (a, b, c) = (Node::start("a"), Node::with(places(4, 4)), Node::start("c"));
+    b.publish(vec![on_b("e1", backend.address)]);
+    for caller in [&a, &c] {
+        caller.publish(vec![remote("e1", &b)]);
+    }
+    let client = a.client().await;
+    assert_eq!(client.get(b"before").await.status(), "0");
+    let mut strangers = Vec::new();
+    for n in 1..=12 {
+        let stranger = Client::connect(b.inbound).await;
+        let call = request("Put").header("heddle-to", "default/echo/e1");
+        let call = stranger.open(call.body(()).unwrap(), false).await;
+        backend.until_calls(1 + n).await;
+        strangers.push((stranger, call));
+    }
+    assert_eq!(client.get(b"after").await.status(), "0");
+    assert_eq!(c.client().await.get(b"new").await.status(), "0");
+    let reconnects = a.workers.metrics().counter(Counter::ClosedUpstream);
+    assert_eq!(reconnects, 0, "the link that was idle stayed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_idlest_connection_goes_and_never_one_with_a_call() {
     let backend = Backend::echo().await;

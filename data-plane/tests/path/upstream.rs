@@ -81,6 +81,17 @@ async fn a_peer_that_is_silent_with_calls_on_it_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_cancels_do_not_reach_one_server_at_once() {
+    cancel_many(b"", false).await;
+}
+
+/// Issue 10, N1.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_do_cancels_of_requests_that_the_server_does_not_read() {
+    // More than the server's window: the end of the request waits in the proxy.
+    cancel_many(&[0; 66_000], true).await;
+}
+
+async fn cancel_many(body: &'static [u8], ended: bool) {
     // So many that some must wait, and not so many that the connection is given up for it.
     const CANCELLED: usize = 240;
     let seen = Arc::new(AtomicUsize::new(0));
@@ -103,7 +114,14 @@ async fn many_cancels_do_not_reach_one_server_at_once() {
     let (_held, _open) = client.open(request("Put").body(()).unwrap(), false).await;
     let mut streams = Vec::new();
     for _ in 0..CANCELLED {
-        streams.push(client.open(request("Put").body(()).unwrap(), false).await);
+        let (answer, mut send) = client.open(request("Put").body(()).unwrap(), false).await;
+        if !body.is_empty() {
+            within(push(&mut send, body.into())).await.unwrap();
+        }
+        if ended {
+            send.send_data(bytes::Bytes::new(), true).unwrap();
+        }
+        streams.push((answer, send));
     }
     backend.until_calls(1 + CANCELLED).await;
     let start = Instant::now();

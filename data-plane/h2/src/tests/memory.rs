@@ -64,3 +64,39 @@ fn small_calls_allocate_nothing_once_warm() {
     assert_eq!(after[1], after[2]);
     assert!(after[2].0 <= 4096 && after[2].1 <= 4096, "{after:?}");
 }
+
+/// Issue 10, N3: a stream that stays open does not keep the memory of what has been sent.
+#[test]
+fn buffers_of_a_connection_with_an_open_stream_can_be_released() {
+    let mut pair = Pair::new();
+    let (open, call) = (pair.open(false), pair.open(true));
+    let server = &mut pair.server.conn;
+    server.headers(open, &response(), false).unwrap();
+    server.headers(call, &response(), false).unwrap();
+    server.data(call, &[1; 300_000], false).unwrap();
+    server.headers(call, &trailers(), true).unwrap();
+    pair.run();
+    let server = &mut pair.server.conn;
+    assert_eq!((server.live_streams(), server.queued_bytes()), (1, 0));
+    assert!(server.spare_bytes() > 60_000, "{}", server.spare_bytes());
+    server.release_spare();
+    assert!(server.spare_bytes() + server.buffer_bytes() <= 4096);
+    // It goes on.
+    server.data(open, &[1; 3000], true).unwrap();
+    pair.run();
+    assert_eq!(pair.server.conn.queued_bytes(), 0);
+}
+
+#[test]
+fn what_a_slow_reader_has_taken_keeps_no_memory() {
+    let mut pair = Pair::new();
+    let stream = pair.open(true);
+    let server = &mut pair.server.conn;
+    server.headers(stream, &response(), false).unwrap();
+    server.data(stream, &[1; 60_000], false).unwrap();
+    let all = server.output().len();
+    assert!(all > 60_000);
+    server.advance(all - 1);
+    assert_eq!(server.output().len(), 1);
+    assert!(server.buffer_bytes() <= 8192, "{}", server.buffer_bytes());
+}

@@ -442,3 +442,35 @@ fn small_calls_draw_no_ping_and_no_stream_update() {
     assert_eq!(pair.client.conn.counters().pings_received, 0);
     assert_eq!(pair.server.conn.counters().pings_received, 0);
 }
+
+/// Issue 10, N1: a request that is going to be reset is not completed meanwhile, and keeps no memory.
+#[test]
+fn an_abandoned_request_sends_no_more_and_never_ends() {
+    let mut pair = Pair::new();
+    pair.server.releases = false;
+    let stream = pair.client.conn.open(&request(), 0, false).unwrap();
+    pair.client.conn.data(stream, &[1; 100_000], true).unwrap();
+    pair.run();
+    let waiting = pair.client.conn.queued_bytes();
+    assert!(waiting > 30_000, "{waiting}");
+    assert_eq!(pair.client.conn.discard(stream), 0, "its end is queued");
+    assert_eq!(pair.client.conn.abandon(stream), waiting);
+    assert_eq!(pair.client.conn.queued_bytes(), 0);
+    pair.server.news();
+    pair.server.conn.release(stream, 65_535);
+    pair.run();
+    assert_eq!(pair.server.news(), [], "not even the end");
+    pair.client.conn.reset(stream, ErrorCode::CANCEL);
+    pair.run();
+    let news = pair.server.news();
+    assert!(
+        matches!(
+            news[..],
+            [Seen::Reset {
+                code: ErrorCode::CANCEL,
+                ..
+            }]
+        ),
+        "{news:?}"
+    );
+}

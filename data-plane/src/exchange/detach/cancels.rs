@@ -15,7 +15,6 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(call) else {
             return;
         };
-        let stuck = call.request.has_ended() && call.upstream.has_queued();
         let (account, Some(up)) = (call.account(), call.upstream.attempt()) else {
             return;
         };
@@ -24,7 +23,6 @@ impl Exchange {
             started: up.started,
             account,
             charged: up.charged,
-            stuck,
         };
         let key = up.conn;
         let Some(conn) = self.conns.get_mut(key) else {

@@ -73,15 +73,15 @@ impl Exchange {
         self.close_idlest(role) || self.close_idlest(other)
     }
 
-    /// Closes the idlest connection of a listener; false if all of them have calls in flight.
+    /// Closes the idlest connection of a listener; false if all of them have calls in flight, and on inbound are links.
     fn close_idlest(&mut self, role: Role) -> bool {
         let Some(key) = self.conns.idlest(role) else {
             return false;
         };
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.close_now(b"idle, and the proxy has too many connections");
+            conn.close_now(b"the proxy has too many connections, and this one was idle or no link");
         }
-        self.lose(key, "idle, and there were too many");
+        self.lose(key, "idle or no link, and there were too many");
         true
     }
 }

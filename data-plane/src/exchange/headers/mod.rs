@@ -31,6 +31,15 @@ pub(in crate::exchange) fn strip(fields: &mut Fields) {
     }
 }
 
+/// Removes `content-length` from a gRPC response with a body. gRPC ends a response by its trailers; if a proxy has to end
+/// it with trailers of its own, the length would be wrong, and the peer would have to reject the response as malformed.
+#[inline]
+pub(in crate::exchange) fn remove_length(fields: &mut Fields) {
+    if fields.get(b"content-length").is_some() {
+        fields.remove(b"content-length");
+    }
+}
+
 /// Repairs an authority that strict servers (the http crate) would refuse: a missing or empty one, and one with the zone of
 /// an IPv6 address, which has a meaning only on the caller's host.
 #[inline]

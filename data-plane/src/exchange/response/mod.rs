@@ -106,6 +106,9 @@ impl Exchange {
             .receive_headers(http_status, status, marks.reason);
         call.commit();
         if !end {
+            if call.request.is_grpc() {
+                headers::remove_length(fields);
+            }
             headers::trim(call.request.fields_mut());
             self.update_charges(key);
         }
