@@ -73,7 +73,7 @@ impl From<Refusal> for tonic::Status {
     }
 }
 
-fn megabytes(bytes: usize) -> String {
+pub(crate) fn megabytes(bytes: usize) -> String {
     let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
@@ -165,6 +165,11 @@ impl Account {
     pub(crate) async fn take_work_slot(&self) -> Option<WorkSlot> {
         let holder = self.0.as_ref()?;
         Some(holder.budget.0.slots.take(&holder.slot).await)
+    }
+
+    /// The limit of all clients; none if the account has no limit.
+    pub(crate) fn limit(&self) -> Option<usize> {
+        self.budget().map(|budget| budget.figures().0)
     }
 
     fn budget(&self) -> Option<&Budget> {

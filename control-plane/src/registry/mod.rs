@@ -25,6 +25,7 @@ pub(crate) use model::is_significant;
 pub use model::{
     CALLERS, Clash, Event, Instance, KnownService, Node, NodeIdentity, Replica, owner_among,
 };
+pub(crate) use model::{INSTANCE_BYTES, INSTANCE_COPIES};
 pub use options::{
     ClaimOptions, ExpiryOptions, GcOptions, IdleOptions, RegistryError, RegistryOptions,
 };

@@ -148,3 +148,43 @@ async fn watches_that_nobody_reads_are_bounded() {
     drop(client);
     until(|| plane.budget.figures().1 < idle + (1 << 20)).await;
 }
+
+/// Issue 10, N4: instances stay for a while after the session that registered them.
+#[tokio::test]
+async fn instances_of_made_up_nodes_are_bounded_also_after_their_sessions() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = Plane::of_memory(&folder.path().join("store"), MEMORY).await;
+    let instances = |count: usize| -> Vec<_> {
+        let of = |number: usize| {
+            let mut local = echo(&format!("i{number}"), "127.0.0.1:7001");
+            local.health_reason = "x".repeat(500);
+            local
+        };
+        (0..count).map(of).collect()
+    };
+    let honest = plane.node("a", instances(500)).await;
+    let mut registered = 0;
+    let refusal = loop {
+        match plane
+            .try_node(&format!("made-up-{registered}"), instances(4_000))
+            .await
+        {
+            // The session ends at once; its instances stay until its lease has expired.
+            Ok(session) => drop(session),
+            Err(refusal) => break refusal,
+        }
+        registered += 1;
+        assert!(registered < 40, "not refused");
+    };
+    assert!(registered > 3, "{registered}: {refusal}");
+    assert_eq!(refusal.code(), Code::ResourceExhausted);
+    let text = refusal.message();
+    assert!(
+        text.contains("--client-memory") && text.contains("those of the mesh take"),
+        "{text}"
+    );
+    // A node that is in can come back, and one without instances can join.
+    drop(honest);
+    plane.node("a", instances(500)).await;
+    plane.node("b", Vec::new()).await;
+}

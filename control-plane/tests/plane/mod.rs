@@ -228,6 +228,14 @@ impl Plane {
     }
 
     pub(crate) async fn node(&self, name: &str, instances: Vec<LocalInstance>) -> NodeSession {
+        self.try_node(name, instances).await.unwrap()
+    }
+
+    pub(crate) async fn try_node(
+        &self,
+        name: &str,
+        instances: Vec<LocalInstance>,
+    ) -> Result<NodeSession, Status> {
         let mut client = NodeSessionClient::new(self.channel().await);
         let (out, requests) = mpsc::channel(16);
         let hello = Hello {
@@ -242,23 +250,21 @@ impl Plane {
         })
         .await
         .unwrap();
-        let answers = client
-            .open(ReceiverStream::new(requests))
-            .await
-            .unwrap()
-            .into_inner();
+        let answers = client.open(ReceiverStream::new(requests)).await?;
         let mut session = NodeSession {
             out,
-            answers,
+            answers: answers.into_inner(),
             sequence: 0,
             revision: 0,
         };
-        let control_message::Message::Welcome(welcome) = session.next().await else {
+        let first = within(session.answers.message()).await?;
+        let Some(control_message::Message::Welcome(welcome)) = first.and_then(|it| it.message)
+        else {
             panic!("no welcome");
         };
         session.revision = welcome.revision;
         self.has(welcome.revision).await;
-        session
+        Ok(session)
     }
 
     /// Waits for this revision; streams that start afterwards get it at once.

@@ -36,7 +36,23 @@ pub struct Instance {
     pub checked_by: i32,
 }
 
+/// Bytes per instance in the view, the store's history and snapshots, without the data that it registers.
+pub(crate) const INSTANCE_BYTES: usize = 1 << 10;
+/// How many copies are kept of the data that it registers.
+pub(crate) const INSTANCE_COPIES: usize = 3;
+
 impl Instance {
+    /// An estimate of the memory that it takes in all.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let labels = self
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 64);
+        let protos = self.protos.iter().map(prost::Message::encoded_len);
+        let own = self.health_reason.len() + labels.sum::<usize>() + protos.sum::<usize>();
+        INSTANCE_BYTES + own * INSTANCE_COPIES
+    }
+
     #[must_use]
     pub fn key(&self) -> InstanceKey {
         InstanceKey {

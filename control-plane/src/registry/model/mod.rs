@@ -11,6 +11,7 @@ pub(in crate::registry) mod service;
 pub use by_path::{CALLERS, owner_among};
 pub use event::Event;
 pub use instance::Instance;
+pub(crate) use instance::{INSTANCE_BYTES, INSTANCE_COPIES};
 pub use node::{Clash, Node, NodeIdentity};
 pub use replica::Replica;
 pub(crate) use replica::is_significant;

@@ -170,6 +170,7 @@ impl View {
             self.forget_empty(&key.node);
         }
         self.instances = self.instances.saturating_sub(1);
+        self.instance_bytes = self.instance_bytes.saturating_sub(instance.memory_bytes());
     }
 
     fn put_instance(&mut self, key: &InstanceKey, instance: Arc<Instance>) {
@@ -184,6 +185,7 @@ impl View {
         service.claiming += usize::from(instance.claim_paths);
         let node = self.nodes.entry(Arc::clone(&key.node)).or_default();
         *node.services.entry(key.service.clone()).or_default() += 1;
+        self.instance_bytes += instance.memory_bytes();
         service
             .instances
             .insert((Arc::clone(&key.node), Arc::clone(&key.id)), instance);

@@ -61,9 +61,16 @@ pub struct View {
     control_plane: ControlPlaneState,
     proxies: Proxies,
     instances: usize,
+    /// The memory of all instances, by their own estimate.
+    instance_bytes: usize,
 }
 
 impl View {
+    /// The memory of all instances of the mesh.
+    pub(crate) fn instance_bytes(&self) -> usize {
+        self.instance_bytes
+    }
+
     /// The store's revision that this view includes.
     #[must_use]
     pub fn revision(&self) -> Revision {

@@ -2,7 +2,6 @@
 //! lease. Input: the Changes that have arrived, and the view. Output: writes, and an Ack for each Change.
 
 use heddle_proto::control::v1::{Ack, Change, Rejection, ack, control_message};
-use tonic::Status;
 
 use super::{End, Session};
 use crate::{
@@ -36,8 +35,7 @@ impl Session {
             return Err(refusal::invalid("change.sequence", text).into());
         }
         self.instance_charge
-            .add(&self.registry, &self.node, &change.upserted)
-            .map_err(Status::from)?;
+            .add(&self.registry, &self.node, &change.upserted)?;
         let validate::Changes { writes, rejected } = validate::change(&self.node, change)?;
         let (writes, rejected) = self.fit(writes, rejected);
         pending.writes.extend(writes);

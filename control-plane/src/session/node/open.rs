@@ -134,9 +134,8 @@ impl Opening {
     async fn welcome(self, hello: Hello) -> Result<(Session, Inbound), End> {
         let seen = hello.revision;
         let mut instance_charge = InstanceCharge::new(self.account);
-        instance_charge
-            .add(&self.registry, "", &hello.instances)
-            .map_err(Status::from)?;
+        let node = hello.node.as_str();
+        instance_charge.begin(&self.registry, node, &hello.instances)?;
         let validate::ValidHello {
             identity,
             mut instances,
