@@ -348,3 +348,31 @@ async fn a_timeout_of_nothing_has_passed_and_the_call_goes_nowhere() {
     }
     assert_eq!(backend.calls(), 0);
 }
+
+/// A client enforces its deadline itself, and its cancel can be faster than the proxy's timer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_at_the_deadline_counts_as_the_deadline_and_an_early_one_as_a_cancel() {
+    let backend = Backend::start(|_, mut respond| {
+        Box::pin(async move {
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        })
+    })
+    .await;
+    for (way, nodes, service) in paths(backend.address) {
+        nodes[0].publish(vec![service]);
+        let client = nodes[0].client().await;
+        for (timeout, wait, status) in [("1H", 0, 1), ("200m", 190, 4)] {
+            let call = request("Get").header("grpc-timeout", timeout);
+            let began = Instant::now();
+            let (_answer, mut send) = client.open(call.body(()).unwrap(), true).await;
+            tokio::time::sleep(Duration::from_millis(wait).saturating_sub(began.elapsed())).await;
+            send.send_reset(h2::Reason::CANCEL);
+            nodes[0]
+                .until(way, |m| {
+                    let of_status = m.calls.iter().map(|calls| calls.status[status]);
+                    of_status.sum::<u64>() == 1
+                })
+                .await;
+        }
+    }
+}

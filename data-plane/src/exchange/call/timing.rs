@@ -1,8 +1,13 @@
 //! The times of a call: its start, its deadline, and the timers of its deadline and of its current wait.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::timers::TimerId;
+
+/// A cancel near the deadline counts as the deadline: within a tenth of the call's time, ...
+const NEAR_PART: u32 = 10;
+/// ... plus a little for the time that the request took to get here.
+const NEAR: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(in crate::exchange) struct Timing {
@@ -40,6 +45,15 @@ impl Timing {
     pub(in crate::exchange) fn set_deadline(&mut self, at: Instant, timer: TimerId) {
         self.deadline = Some(at);
         self.deadline_timer = Some(timer);
+    }
+
+    /// Whether a cancel now is that of the deadline: clients enforce it themselves, and start to count slightly before the
+    /// proxy.
+    pub(in crate::exchange) fn is_near_deadline(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|at| {
+            let whole = at.saturating_duration_since(self.started);
+            at.saturating_duration_since(now) <= whole / NEAR_PART + NEAR
+        })
     }
 
     /// The deadline's timer has fired.

@@ -1,8 +1,6 @@
 //! Reports how attempts ended: latencies to the balancer, unanswered attempts to passive health. Takes the ends of
 //! attempts; gives estimates, ejections, and their logs and counters. Decisions about calls do not belong here.
 
-use std::time::Duration;
-
 use heddle_proto::Reason;
 
 use crate::balance::passive::{Ejection, End, Unanswered};
@@ -10,11 +8,6 @@ use crate::caller::Role;
 use crate::exchange::owner::Exchange;
 use crate::keys::CallKey;
 use crate::observe::{Counter, EjectedInstance};
-
-/// A cancel near the deadline counts as the deadline: within a tenth of the call's time, ...
-const NEAR_PART: u32 = 10;
-/// ... plus a little for the time that the request took to get here.
-const NEAR: Duration = Duration::from_millis(5);
 
 /// What another proxy's failure means for the instance there. `None` if the instance cannot have seen the call, or if
 /// the other proxy itself refused it.
@@ -52,20 +45,6 @@ impl Exchange {
             tracing::info!(%service, %instance, node = %endpoint.node, "an ejected instance answers again and takes calls");
             self.publish_ejected();
         }
-    }
-
-    /// The caller cancels its call. Clients enforce their deadline themselves and start to count slightly before the
-    /// proxy, so a cancel near the deadline counts as the deadline.
-    pub(in crate::exchange) fn given_up(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get(key) else {
-            return;
-        };
-        let near = call.timing.deadline().is_some_and(|at| {
-            let whole = at.saturating_duration_since(call.timing.started());
-            at.saturating_duration_since(self.now) <= whole / NEAR_PART + NEAR
-        });
-        let end = if near { End::Deadline } else { End::Cancelled };
-        self.unanswered(key, end);
     }
 
     /// The call's current attempt ends without an answer. To be called before the attempt is removed.

@@ -2,6 +2,7 @@
 
 use heddle_proto::Reason;
 
+use crate::balance::passive::End;
 use crate::exchange::call::CANCELLED;
 use crate::exchange::owner::Exchange;
 use crate::keys::CallKey;
@@ -23,9 +24,15 @@ impl Exchange {
         };
         if !call.response.is_complete() || call.response.has_queued() {
             match how {
+                CallerEnd::Cancelled if call.timing.is_near_deadline(self.now) => {
+                    let reason = Reason::DeadlineExceeded;
+                    call.response
+                        .set_outcome(reason.grpc_status(), Some(reason));
+                    self.unanswered(key, End::Deadline);
+                }
                 CallerEnd::Cancelled => {
                     call.response.set_outcome(CANCELLED, None);
-                    self.given_up(key);
+                    self.unanswered(key, End::Cancelled);
                 }
                 CallerEnd::BrokeProtocol => {
                     let reason = Reason::ProtocolError;
