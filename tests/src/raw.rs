@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::temp::free_addr;
+use crate::wait::until;
 
 /// Ample, so that only the test's own stalls stall anything.
 const CONNECTION_WINDOW: u32 = 64 << 20;
@@ -83,8 +84,9 @@ impl Server {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let addr = free_addr();
-        let listener = TcpListener::bind(addr).await.expect("a free port");
+        // A port may be in use by a program that no test has started.
+        let listener = until("a port", async || TcpListener::bind(free_addr()).await).await;
+        let addr = listener.local_addr().expect("its address");
         let answer: Arc<dyn Fn(Call) -> Answering + Send + Sync> =
             Arc::new(move |call| Box::pin(answer(call)));
         let connections = Arc::new(AtomicUsize::new(0));
