@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "the JSON reader, which comes next, uses the rest")]
 mod fault;
 pub mod json_write;
+pub mod path_template;
 #[allow(dead_code, reason = "as above")]
 pub mod plan;
 #[allow(dead_code, reason = "as above")]
