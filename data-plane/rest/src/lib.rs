@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "the JSON reader, which comes next, uses the rest")]
 mod fault;
+pub mod http_rule;
 pub mod json_write;
 pub mod path_template;
 #[allow(dead_code, reason = "as above")]
